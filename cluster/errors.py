@@ -1,0 +1,54 @@
+"""Shoal's one exception tree.
+
+Every class pickles, because exceptions cross Ray. What a person reads is `str(error)`: one message that names the key
+or field, the value and the remedy. No traceback is shown for any of these.
+"""
+
+from __future__ import annotations
+
+
+class ShoalError(Exception):
+    """Base of everything Shoal raises on purpose. `exit_code` is the command line's, `status` is HTTP's."""
+
+    exit_code = 1
+    status = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[ShoalError], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class InputError(ShoalError, ValueError):
+    """The input was wrong: a file, a key, a column, a request. The message says what to write instead."""
+
+    exit_code = 2
+    status = 400
+
+
+class NotFound(InputError):
+    """What was named does not exist: a model, a version, a run, an endpoint."""
+
+    status = 404
+
+
+class TooLarge(InputError):
+    """A request or file is over a limit; the message names the limit and the key that raises it."""
+
+    status = 413
+
+
+class RunFailed(ShoalError):
+    """The input was fine and the run failed all the same."""
+
+
+class GateNotMet(RunFailed):
+    """Evaluation finished, but a gated metric is below its threshold: nothing was promoted."""
+
+
+class ClusterGone(RunFailed):
+    """The Ray cluster cannot be reached, or went away in the middle."""
+
+    status = 503

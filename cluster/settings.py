@@ -1,0 +1,67 @@
+"""What the machine or cluster gives, in `cluster.yaml`; and where all state lives.
+
+`cluster.yaml` is looked for in $SHOAL_HOME, then in the working directory. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from cluster.spec.load import build, parse_yaml, read_text
+from cluster.spec.sections import Section
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Http(Section):
+    """Where the gateway listens."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every interface."""
+    port: Port = 0
+    """Port to listen on; 0 takes 8000, or the next free one."""
+    max_body_mb: Annotated[float, Field(gt=0, le=10_000)] = 32
+    """Requests larger than this are answered 413."""
+
+
+class RayNode(Section):
+    """The embedded Ray."""
+
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+    """Cores Ray may hand out. Left out: four times the machine's, so that training and idle replicas share them."""
+    object_store_mb: Annotated[int, Field(ge=100)] = 300
+    """Shared memory of Ray's object store, in MiB."""
+
+
+class Settings(Section):
+    """cluster.yaml."""
+
+    tracking_uri: str | None = None
+    """MLflow's tracking server. Left out: SQLite and a folder under $SHOAL_HOME."""
+    http: Http = Http()
+    ray: RayNode = RayNode()
+
+
+def home() -> Path:
+    """The folder of all state: $SHOAL_HOME, or .shoal in the working directory. Absolute; made if it is missing."""
+    folder = Path(os.environ.get("SHOAL_HOME") or ".shoal").expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def settings() -> Settings:
+    """cluster.yaml as it stands now, or the defaults. Raises InputError with the place of a fault."""
+    for path in (home() / "cluster.yaml", Path("cluster.yaml")):
+        if path.is_file():
+            tree, lines = parse_yaml(read_text(path), where=str(path))
+            return build(Settings, tree or {}, lines, where=str(path))
+    return Settings()
+
+
+def tracking_uri() -> str:
+    """MLflow's tracking URI in force."""
+    return settings().tracking_uri or f"sqlite:///{home() / 'mlflow.db'}"
