@@ -1,0 +1,46 @@
+"""`shoal predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from cluster.cli.options import as_json
+from cluster.cli.output import Output
+
+
+@click.command()
+@click.argument("model", metavar="NAME|FILE")
+@click.argument("value", metavar="INPUT")
+@as_json
+def command(model: str, value: str, as_json: bool) -> None:
+    """Ask a served model. INPUT is a text, the path of a picture, the path of a CSV table, a JSON request, or - for
+    standard input.
+
+    \b
+      shoal predict reviews "Best pizza in town"
+      shoal predict digits samples/data/digits/test/7/0001.png
+    """
+    from pathlib import Path
+
+    from serve.run import endpoints
+
+    from cluster import connect
+    from cluster.cli import ask
+    from cluster.errors import NotFound
+    from cluster.spec import load
+
+    name = load(model).name if Path(model).suffix in (".yaml", ".yml") else model
+    cluster = connect.running()
+    if cluster is None:
+        raise NotFound(f"{name}: nothing is served here; `shoal up FILE` or `shoal serve FILE` starts it")
+    served = {endpoint.name: endpoint for endpoint in endpoints(cluster)}
+    if name not in served:
+        raise NotFound(f"{name}: not served; served are: {', '.join(served) or 'none'}")
+    endpoint = served[name]
+    content, content_type = ask.body(endpoint.task, sys.stdin.read() if value == "-" else value)
+    answer = ask.send(endpoint.url, content, content_type)
+    with Output(as_json=as_json) as out:
+        out.result(answer, json.dumps(answer, indent=2, ensure_ascii=False))

@@ -1,0 +1,199 @@
+"""The stages of a file, in order, each doing only what has not been done: what `train`, `evaluate`, `serve` and `up`
+have in common. What was done is known by digests of data, spec and code that stand on the runs in the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import tasks
+from cluster.cli.output import Output
+from cluster.errors import GateNotMet, InputError, RunFailed
+from cluster.settings import home
+from cluster.spec import Spec
+
+if TYPE_CHECKING:
+    from serve.run import Endpoint
+    from train.data import Prepared
+    from train.run import Trained
+
+    from cluster.connect import Cluster
+    from cluster.registry import Registry, Version
+
+
+@dataclass
+class Journal:
+    """Seconds each stage took, and which found its work done already."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
+    now: str = ""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began, self.now = time.monotonic(), name
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.monotonic() - began, 2)
+
+
+@contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Hold a model's name while its file is being run. Raises RunFailed where another process has it."""
+    from filelock import FileLock, Timeout
+
+    folder = home() / "locks"
+    folder.mkdir(exist_ok=True)
+    owner = folder / f"{name}.owner"
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text() if owner.exists() else "another process"
+        raise RunFailed(
+            f"{name}: process {pid} is at work on this model in {home()}; wait for it (`shoal status`), or end it first"
+        ) from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def serving_session(out: Output, journal: Journal) -> Iterator[Cluster]:
+    """Attach to the cluster and leave it running; what this call started is stopped where nothing came to be served."""
+    from serve.run import endpoints
+
+    from cluster import connect
+
+    mine = False
+    with journal.stage("ray"):
+        session = connect.session(keep=True, progress=out.progress)
+        cluster = session.__enter__()
+    try:
+        yield cluster
+    except BaseException:
+        mine = cluster.started and not endpoints(cluster)
+        raise
+    finally:
+        session.__exit__(None, None, None)
+        if mine:
+            connect.down()
+
+
+def prepare(spec: Spec, out: Output) -> Prepared:
+    """Read, check and split the data of a file; says what of it a reader should know."""
+    from train.data import prepare
+
+    prepared = prepare(spec, into=home() / "data", progress=out.progress)
+    rows = ", ".join(f"{count} {split}" for split, count in prepared.rows.items())
+    out.say(f"data: {rows}; {len(prepared.labels)} classes; digest {prepared.digest[:12]}")
+    for note in prepared.report.get("notes", []):
+        out.say(f"data: {note}")
+    return prepared
+
+
+def train(spec: Spec, prepared: Prepared, registry: Registry, out: Output, journal: Journal) -> Trained:
+    """A finished run of exactly this data, spec and code: found, resumed or made."""
+    from train.run import train
+
+    with journal.stage("train"):
+        trained = train(spec, prepared, registry=registry, progress=out.progress)
+    if trained.reused:
+        journal.reused.append("train")
+        out.say(f"train: nothing changed since run {trained.run_id}")
+    return trained
+
+
+def evaluate(
+    spec: Spec, prepared: Prepared, trained: Trained, registry: Registry, out: Output, journal: Journal
+) -> Version:
+    """Judge a run and make it a version, unless that is done. Raises GateNotMet where a gated metric falls short."""
+    from train import score
+
+    key = _digest(trained.run_id, spec.evaluate.model_dump(), prepared.digest, score.code())
+    with journal.stage("evaluate"):
+        tags = registry.run(trained.run_id).tags
+        if tags.get("shoal.evaluate_key") == key:
+            journal.reused.append("evaluate")
+            out.say(f"evaluate: nothing changed since run {trained.run_id} was judged")
+            passed, reason = tags["shoal.gate"] == "passed", tags.get("shoal.gate_text", "")
+        else:
+            result = score.evaluate(
+                spec, prepared, trained.folder, registry=registry, run_id=trained.run_id, progress=out.progress
+            )
+            out.say(result.table())
+            passed, reason = result.passed, result.gate_text()
+            gate = {"shoal.gate": "passed" if passed else "failed", "shoal.gate_text": reason}
+            registry.set_tags(trained.run_id, {**gate, "shoal.evaluate_key": key})
+    if not passed:
+        raise GateNotMet(
+            f"evaluate.gate: {reason}; run {trained.run_id} was not promoted, what is served stays as it is. "
+            f"Train longer, change the data, or lower the gate"
+        )
+    with journal.stage("register"):
+        return _accept(spec, trained, registry, out, journal)
+
+
+def _accept(spec: Spec, trained: Trained, registry: Registry, out: Output, journal: Journal) -> Version:
+    """The version of a run that passed; made once. A version already made is not promoted again: a roll-back holds."""
+    for version in registry.versions(spec.name):
+        if version.run_id == trained.run_id:
+            journal.reused.append("register")
+            return version
+    run = registry.run(trained.run_id)
+    metrics = judged(run.metrics)
+    kept = ("shoal.train_key", "shoal.data_digest", "shoal.code", "shoal.evaluate_key", "shoal.gate")
+    tags = {key: run.tags[key] for key in kept if key in run.tags}
+    tags |= {"shoal.task": spec.task, "shoal.base_model": spec.model}
+    version = registry.register(spec.name, trained.run_id, metrics=metrics, tags=tags)
+    out.say(f"registered {version.uri}, champion of {spec.name}")
+    return version
+
+
+def judged(metrics: dict[str, float]) -> dict[str, float]:
+    """The evaluation's metrics of a run, under their own names."""
+    return {key.removeprefix("test/"): value for key, value in metrics.items() if key.startswith("test/")}
+
+
+def served_model(spec: Spec, registry: Registry) -> tuple[str, Path]:
+    """What `serve` serves for a file: the champion where the file trains one, else its `model`. A name and a folder."""
+    from cluster.registry import resolve
+
+    tasks.servable(spec)
+    if spec.data.train is not None:
+        version = registry.version(spec.name, alias="champion")
+        return version.uri, version.folder
+    reference = spec.model_ref()
+    if reference.kind == "estimator":
+        raise InputError(
+            f"model: {spec.model} is an estimator that has learned nothing; give data.train and `shoal up`"
+        )
+    if reference.kind == "registry":
+        version = registry.version(reference.name, alias=reference.alias, version=reference.version)
+        return version.uri, version.folder
+    return spec.model, resolve(reference, registry)
+
+
+def serve(spec: Spec, cluster: Cluster, registry: Registry, out: Output, journal: Journal) -> Endpoint:
+    """Deploy what `served_model` names; nothing happens where exactly that is being served."""
+    from serve.run import deploy
+
+    with journal.stage("serve"):
+        uri, folder = served_model(spec, registry)
+        return deploy(spec, model_uri=uri, folder=folder, cluster=cluster, progress=out.progress)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""`shoal status`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cluster.cli.options import as_json
+from cluster.cli.output import Output, table
+
+
+@click.command()
+@as_json
+def command(as_json: bool) -> None:
+    """What is running: the cluster, what is served, and the newest runs with how far they are.
+
+    \b
+      shoal status
+      shoal status --json
+    """
+    from serve.run import endpoints
+
+    from cluster import connect
+    from cluster.errors import ClusterGone
+    from cluster.registry import Registry
+    from cluster.settings import home
+
+    cluster = connect.running()
+    served: list[dict[str, Any]] = []
+    trouble = ""
+    if cluster is not None:
+        try:
+            served = [vars(endpoint) for endpoint in endpoints(cluster)]
+        except ClusterGone as error:
+            trouble = str(error)
+    runs = [_run(run) for run in Registry().runs(limit=8)] if any(home().glob("mlflow.db")) else []
+    value = {
+        "home": str(home()),
+        "cluster": {"address": cluster.address, "dashboard": cluster.dashboard_url} if cluster else None,
+        "endpoints": served,
+        "runs": runs,
+    }
+    lines = [f"home     {home()}"]
+    lines.append(
+        f"cluster  {cluster.address}  dashboard {cluster.dashboard_url}" if cluster else "cluster  not running"
+    )
+    if trouble:
+        lines.append(f"trouble  {trouble}")
+    if served:
+        rows = [[row["name"], row["task"], row["state"], row["replicas"], row["version"], row["url"]] for row in served]
+        lines += ["", table(["served", "task", "state", "replicas", "version", "url"], rows)]
+    if runs:
+        rows = [[row["name"], row["run"][:12], row["status"], row["step"], row["started"]] for row in runs]
+        lines += ["", table(["run of", "id", "status", "step", "started"], rows)]
+    with Output(as_json=as_json) as out:
+        out.result(value, "\n".join(lines))
+
+
+def _run(run: Any) -> dict[str, Any]:
+    step, total = run.tags.get("shoal.step"), run.tags.get("shoal.total_steps")
+    return {
+        "name": run.name,
+        "run": run.id,
+        "status": run.status,
+        "step": f"{step}/{total}" if step and total else "",
+        "started": str(run.started),
+    }
