@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from cluster.errors import InputError
 from cluster.spec.load import build, parse_yaml, read_text
 from cluster.spec.sections import Section
 
@@ -47,9 +48,17 @@ class Settings(Section):
 
 
 def home() -> Path:
-    """The folder of all state: $SHOAL_HOME, or .shoal in the working directory. Absolute; made if it is missing."""
-    folder = Path(os.environ.get("SHOAL_HOME") or ".shoal").expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    """The folder of all state: $SHOAL_HOME, or .shoal in the working directory. Absolute; made if it is missing.
+
+    Raises InputError where it cannot be made.
+    """
+    text = os.environ.get("SHOAL_HOME") or ".shoal"
+    try:
+        folder = Path(text).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"SHOAL_HOME: {text!r} cannot be made: {why}; name a folder that can be written") from None
     return folder
 
 
@@ -57,11 +66,14 @@ def settings() -> Settings:
     """cluster.yaml as it stands now, or the defaults. Raises InputError with the place of a fault."""
     for path in (home() / "cluster.yaml", Path("cluster.yaml")):
         if path.is_file():
-            tree, lines = parse_yaml(read_text(path), where=str(path))
-            return build(Settings, tree or {}, lines, where=str(path))
+            text = read_text(path, remedy="remove it, or write what `shoal schema cluster` describes")
+            tree, lines = parse_yaml(text, where=str(path))
+            return build(Settings, {} if tree is None else tree, lines, where=str(path))
     return Settings()
 
 
 def tracking_uri() -> str:
     """MLflow's tracking URI in force."""
-    return settings().tracking_uri or f"sqlite:///{home() / 'mlflow.db'}"
+    # In a URI % and ? mean something else than in a path.
+    file = str(home() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
+    return settings().tracking_uri or f"sqlite:///{file}"

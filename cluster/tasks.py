@@ -41,6 +41,13 @@ class Task:
     def servable(self) -> bool:
         return _exists(self.server)
 
+    def about(self) -> str:
+        """One line: what goes in, what comes out, and what can be done with it today."""
+        can = {(True, True): "trained and served", (True, False): "trained", (False, True): "served"}
+        today = can.get((self.trainable, self.servable))
+        state = f"can be {today}" if today else "not here yet"
+        return f"{self.name} ({self.modality}): {self.request} -> {self.response}; {state}"
+
 
 _CLASSES = "[{label, score}]"
 _TEXT = "[{generated_text}]"
@@ -292,6 +299,16 @@ def servable(spec: Spec) -> Task:
     return _supported(task_of(spec), "served", [row.name for row in _ROWS if row.servable], task_of(spec).servable)
 
 
+def markdown() -> str:
+    """The support matrix as a Markdown table: a row a task, what can be trained and served, request and answer."""
+    lines = ["| task | modality | train | serve | request | answer |", "|---|---|---|---|---|---|"]
+    for row in _ROWS:
+        cells = (row.name, row.modality, "yes" if row.trainable else "", "yes" if row.servable else "")
+        code = (f"`{text}`".replace("|", r"\|") for text in (row.request, row.response))
+        lines.append(f"| {' | '.join((*cells, *code))} |")
+    return "\n".join(lines) + "\n"
+
+
 def _supported(row: Task, verb: str, able: list[str], yes: bool) -> Task:
     if not yes:
         raise InputError(f"task: {row.name} cannot be {verb} yet; these can: {', '.join(able)}")
@@ -304,8 +321,9 @@ def _exists(target: str) -> bool:
     module, _, name = target.partition(":")
     if not name:
         return False
-    file = Path(__file__).parent.parent.joinpath(*module.split(".")).with_suffix(".py")
-    if not file.is_file():
+    place = Path(__file__).parent.parent.joinpath(*module.split("."))
+    file = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
+    if file is None:
         return False
     body = ast.parse(file.read_text(encoding="utf-8")).body
     return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)

@@ -19,7 +19,23 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Yaml12(yaml.SafeLoader):
-    """Safe YAML with 1.2's scalars: `5e-5` is a number, `no` and `on` are text, a key stands once."""
+    """Safe YAML with 1.2's scalars: `5e-5` is a number, `no` and `on` are text, a key stands once.
+
+    Aliases are refused (a small file can unfold to gigabytes), and so are tags (`!!python/object` and the like).
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("anchors and aliases (& and *) are not supported; write the value out", event)
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!"):
+            raise _refused(f"the tag {tag} is not supported; write the plain value", event)
+        return super().compose_node(parent, index)
+
+
+def _refused(why: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)
 
 
 _Yaml12.yaml_implicit_resolvers = {}
@@ -48,74 +64,87 @@ _Yaml12.add_constructor("tag:yaml.org,2002:int", _int)
 
 def parse_yaml(text: str, *, where: str) -> tuple[Any, dict[tuple[str, ...], int]]:
     """YAML text as plain Python, and the line (from 1) of every key path. Raises InputError, naming `where`."""
-    loader = _Yaml12(text)
+    lines: dict[tuple[str, ...], int] = {}
     try:
-        node = loader.get_single_node()
-        lines: dict[tuple[str, ...], int] = {}
-        if node is None:
-            return None, lines
-        _walk(node, (), lines, where)
-        return loader.construct_document(node), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark is not None else where
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not YAML that can be read: {error}") from None
-    finally:
-        loader.dispose()
+        loader = _Yaml12(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None, lines
+            _note_lines(node, (), lines, where)
+            return loader.construct_document(node), lines
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        place = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark is not None else where
+        raise InputError(f"{place}: not YAML that can be read: {_problem(error)}") from None
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{where}: not YAML that can be read: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{where}: not YAML that can be read: nested too deep") from None
 
 
-def _walk(node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], where: str) -> None:
-    """Note every key's line; refuse a key written twice, and aliases (a small file can unfold to gigabytes)."""
-    seen: set[int] = set()
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem or error.context)
+    if "'\\t'" in problem:
+        return "a tab where spaces belong; indent with spaces"
+    if "another document" in problem:
+        return "a second document (---) begins here; a file holds one model"
+    return problem
 
-    def visit(node: yaml.Node, path: tuple[str, ...]) -> None:
-        if id(node) in seen:
-            line = node.start_mark.line + 1
-            raise InputError(f"{where}:{line}: anchors and aliases (& and *) are not supported; write the value out")
-        seen.add(id(node))
-        if isinstance(node, yaml.MappingNode):
-            keys: set[str] = set()
-            for key, value in node.value:
-                name = str(getattr(key, "value", key))
-                if name in keys:
-                    raise InputError(f"{where}:{key.start_mark.line + 1}: {name} stands twice; keep one")
-                keys.add(name)
-                lines[(*path, name)] = key.start_mark.line + 1
-                visit(value, (*path, name))
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[(*path, str(index))] = value.start_mark.line + 1
-                visit(value, (*path, str(index)))
 
-    visit(node, path)
+def _note_lines(node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], where: str) -> None:
+    """Note every key's line; refuse a key written twice."""
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"{where}:{line}: a key must be a word, not a list or a mapping")
+            if name in keys:
+                raise InputError(f"{where}:{line}: {'.'.join((*path, name))} stands twice; keep one")
+            keys.add(name)
+            lines[(*path, name)] = line
+            _note_lines(value, (*path, name), lines, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*path, str(index))] = value.start_mark.line + 1
+            _note_lines(value, (*path, str(index)), lines, where)
 
 
 def load(file: str | Path, overrides: Sequence[str] = ()) -> Spec:
     """Read a model's file and apply `key=value` overrides (YAML values). Raises InputError with the place."""
     path = Path(file)
-    return parse(read_text(path), overrides, where=str(file)).at(path.resolve().parent)
+    text = read_text(path, remedy=f"`shoal init TASK > {path.name}` writes one to start from")
+    return parse(text, overrides, where=str(file)).at(path.resolve().parent)
 
 
-def read_text(path: Path) -> str:
-    """A small text file. Raises InputError where it is missing, a folder, too large, binary or empty."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; `shoal init TASK > {path.name}` writes one to start from")
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; name the YAML file in it")
+def read_text(path: Path, *, remedy: str) -> str:
+    """A small text file. Raises InputError where it is missing, a folder, too large, binary or empty; `remedy` ends the
+    message where there is nothing in it."""
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: {path.stat().st_size} bytes; a model's file has {MAX_BYTES} at most")
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; a model's file is YAML") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if "\0" in text:
-        raise InputError(f"{path}: a binary file; a model's file is YAML")
+        with path.open("rb") as file:
+            # Never more than the limit, whatever the size says: a device has none and no end.
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a folder; name the YAML file in it") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path}: larger than {MAX_BYTES} bytes; a YAML file of Shoal's is a page or two")
+    if b"\0" in content:
+        raise InputError(f"{path}: a binary file; write YAML as UTF-8 text")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
     if not text.strip():
-        raise InputError(f"{path}: empty; `shoal init TASK > {path.name}` writes one to start from")
+        raise InputError(f"{path}: empty; {remedy}")
     return text
 
 
@@ -142,15 +171,15 @@ def build(
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        faults = [_fault(model, dict(e), lines, overridden, where) for e in error.errors()]
+        faults = [_fault(model, dict(e), tree, lines, overridden, where) for e in error.errors()]
         raise InputError("\n".join(dict.fromkeys(faults))) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise InputError(f"{override!r}: write key=value, e.g. train.epochs=1")
-    value, _ = parse_yaml(text, where=key)
+    value, _ = parse_yaml(text, where=repr(override))
     *parents, last = key.split(".")
     place = tree
     for parent in parents:
@@ -166,30 +195,35 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _fault(
     model: type[BaseModel],
     error: dict[str, Any],
+    tree: dict[str, Any],
     lines: dict[tuple[str, ...], int],
     overridden: set[tuple[str, ...]],
     where: str,
 ) -> str:
+    """One fault as "file:line: key: value: what to write instead"."""
+    kind, value = error["type"], error["input"]
     loc = tuple(str(part) for part in error["loc"])
-    # pydantic adds the branch of a union ("str", "list[str]") to the path: keep what the file has.
-    while loc and loc not in lines and loc not in overridden and error["type"] != "missing" and len(loc) > 1:
-        loc = loc[:-1]
-    place = f"{where}:{lines[loc]}" if loc in lines and loc not in overridden else where
-    if loc in overridden:
-        place = "override"
+    if kind != "missing":
+        loc = _in_tree(loc, tree)
     key = ".".join(loc)
-    value = error["input"]
-    match error["type"]:
+    if any(loc[: len(path)] == path or (path[: len(loc)] == loc and loc not in lines) for path in overridden):
+        place = "override"
+    else:
+        place = f"{where}:{lines[loc]}" if loc in lines else where
+    match kind:
         case "extra_forbidden":
-            known = _keys(model, loc[:-1])
+            known = list(_section(model, loc[:-1]).model_fields)
             near = difflib.get_close_matches(loc[-1], known, n=1, cutoff=0.5)
-            parent = ".".join(loc[:-1]) or "a model's file"
+            parent = ".".join(loc[:-1]) or "the file"
             hint = f"did you mean {near[0]}?" if near else f"{parent} has {', '.join(known)}"
             return f"{place}: {key}: unknown key; {hint}"
         case "missing":
             return f"{where}: {key}: missing; {_doc(model, loc)}"
+        case "model_type" | "model_attributes_type":
+            known = ", ".join(_section(model, loc).model_fields)
+            return f"{place}: {key}: {_short(value)}: must be a mapping of keys: {known}"
         case "string_pattern_mismatch":
-            return f"{place}: {key}: {value!r} does not fit; {_doc(model, loc)}"
+            return f"{place}: {key}: {_short(value)} does not fit; {_doc(model, loc)}"
         case "value_error":
             message = str(error["ctx"]["error"])
             return f"{place}: {message if message.startswith(key) else f'{key}: {message}'}"
@@ -197,25 +231,36 @@ def _fault(
             return f"{place}: {key}: {_short(value)}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _keys(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+def _in_tree(loc: tuple[str, ...], tree: Any) -> tuple[str, ...]:
+    """The part of a path that the file has: pydantic adds the branch of a union ("list[str]") or "[key]" to it."""
+    kept: list[str] = []
+    for part in loc:
+        if isinstance(tree, dict):
+            tree = {str(key): child for key, child in tree.items()}
+            if part not in tree:
+                break
+            tree = tree[part]
+        elif isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            break
+        kept.append(part)
+    return tuple(kept)
+
+
+def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
+    """The model of the section at a path."""
     for part in path:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
         model = inner
-    return list(model.model_fields)
+    return model
 
 
 def _doc(model: type[BaseModel], path: tuple[str, ...]) -> str:
-    for part in path[:-1]:
-        field = model.model_fields.get(part)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return ""
-        model = inner
-    field = model.model_fields.get(path[-1])
-    return " ".join((field.description or "").split()) if field else ""
+    """A field's doc string on one line."""
+    return " ".join((_section(model, path[:-1]).model_fields[path[-1]].description or "").split())
 
 
 def _kind(value: Any) -> str:
@@ -224,5 +269,5 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

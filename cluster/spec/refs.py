@@ -26,9 +26,12 @@ FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-_HUB = re.compile(r"^[\w.-]+(/[\w.-]+)?$", re.ASCII)
-_REGISTRY = re.compile(r"^models:/(?P<name>[\w.-]+)(@(?P<alias>[\w.-]+)|/(?P<version>\d+))$", re.ASCII)
-_ESTIMATOR = re.compile(r"^sklearn(\.\w+)+$", re.ASCII)
+_PART = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
+_HUB = re.compile(rf"{_PART}(?:/{_PART})?", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
+_REGISTRY = re.compile(rf"models:/(?P<name>{_PART})(?:@(?P<alias>{_PART})|/(?P<version>[0-9]{{1,9}}))", re.ASCII)
+_ESTIMATOR = re.compile(r"sklearn(?:\.\w+)+", re.ASCII)
+_ROWS = re.compile(r"0*[1-9][0-9]{0,14}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,36 @@ def model_ref(text: str, *, base: Path) -> ModelRef:
     A folder that exists wins over a Hub id of the same spelling, as in transformers.
     Raises InputError where the text can be neither.
     """
-    if match := _REGISTRY.match(text):
+    if not text.strip():
+        raise InputError(f"model: {text!r} is no model reference; write {MODEL_FORMS}")
+    if match := _REGISTRY.fullmatch(text):
         return ModelRef(text, "registry", match["name"], alias=match["alias"], version=match["version"])
     if text.startswith("models:"):
         raise InputError(f"model: {text!r} is no registry reference; write models:/name@alias or models:/name/version")
-    if _ESTIMATOR.match(text):
+    if _ESTIMATOR.fullmatch(text):
         return ModelRef(text, "estimator", text)
-    path = base / Path(text).expanduser()
+    path = _path(text, base, "model")
     if text.startswith((".", "/", "~")) or path.is_dir():
-        return ModelRef(text, "local", path=path.resolve())
+        return ModelRef(text, "local", path=path)
     name, at, revision = text.partition("@")
-    if not _HUB.match(name) or ".." in name or (at and not revision):
+    if not _hub(name) or (at and (not _REVISION.fullmatch(revision) or ".." in revision)):
         raise InputError(f"model: {text!r} is no model reference; write {MODEL_FORMS}")
     return ModelRef(text, "hub", name, revision=revision or None)
+
+
+def _hub(name: str) -> bool:
+    """Whether the Hub would take it for an id (huggingface_hub.utils.validate_repo_id)."""
+    return len(name) <= 96 and "--" not in name and ".." not in name and _HUB.fullmatch(name) is not None
+
+
+def _path(text: str, base: Path, key: str) -> Path:
+    """An absolute path. Raises InputError where the text can be none: NUL, too long, a loop of links, no such user."""
+    try:
+        path = (base / Path(text).expanduser()).resolve()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{key}: {text[:200]!r} is no path: {getattr(error, 'strerror', None) or error}") from None
+    return path
 
 
 def data_ref(text: str, *, base: Path, key: str) -> DataRef:
@@ -88,16 +108,18 @@ def data_ref(text: str, *, base: Path, key: str) -> DataRef:
     body, mark, count = text.rpartition("#")
     if not mark:
         body, rows = text, None
-    elif not count.isdigit() or int(count) == 0:
+    elif not _ROWS.fullmatch(count):
         raise InputError(f"{key}: {text!r}: after # stands the number of rows to take, e.g. {body}#1000")
     else:
         rows = int(count)
+    if not body.strip():
+        raise InputError(f"{key}: {text!r} names no data; write {DATA_FORMS}")
     if body.startswith("hf://"):
-        name, _, config = body.removeprefix("hf://").partition(":")
-        if not _HUB.match(name) or ".." in name:
+        name, colon, config = body.removeprefix("hf://").partition(":")
+        if not _hub(name) or (colon and not _REVISION.fullmatch(config)):
             raise InputError(f"{key}: {text!r} names no dataset; write hf://org/name or hf://org/name:config")
         return DataRef(text, "hub", name=name, config=config or None, rows=rows)
-    path = (base / Path(body).expanduser()).resolve()
+    path = _path(body, base, key)
     if path.is_dir():
         return DataRef(text, "folder", path, rows=rows)
     if not path.exists():
@@ -105,4 +127,6 @@ def data_ref(text: str, *, base: Path, key: str) -> DataRef:
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise InputError(f"{key}: {text!r}: the ending {path.suffix!r} is not known; write {DATA_FORMS}")
+    if not path.is_file():
+        raise InputError(f"{key}: {text!r}: neither a file nor a folder; write {DATA_FORMS}")
     return DataRef(text, "file", path, form, rows=rows)

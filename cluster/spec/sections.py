@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
 
@@ -23,6 +23,21 @@ class Section(BaseModel):
     @classmethod
     def _nothing_written_is_all_defaults(cls, value: Any) -> Any:
         return {} if value is None else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes `true` for 1, also inside a mapping of numbers."""
+        values = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(one, bool) for one in values) and _numeric(
+            cls.model_fields[info.field_name or ""].annotation
+        ):
+            raise ValueError(f"{value!r}: true and false are no numbers; write one")
+        return value
+
+
+def _numeric(annotation: Any) -> bool:
+    return annotation in (int, float) or any(_numeric(part) for part in get_args(annotation))
 
 
 class Data(Section):
