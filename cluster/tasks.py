@@ -60,7 +60,7 @@ _ROWS = (
         "text",
         "{inputs: text | [text], parameters}",
         "[[{label, score}]]",
-        {"text": True, "label": True},
+        {"text": True, "text_pair": False, "label": True},
         _METRICS,
         trainer="train.tasks.text:TextClassification",
         server="serve.tasks.text:TextClassification",
