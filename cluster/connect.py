@@ -1,0 +1,323 @@
+"""The only ray.init: attach this process to the embedded Ray of this home, starting and stopping it as needed.
+
+One Ray a home ($SHOAL_HOME), found by cluster.json there. Whoever leaves last stops it, unless somebody wanted it kept.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from filelock import FileLock
+
+from cluster import embedded
+from cluster.embedded import State
+from cluster.errors import ClusterGone, InputError, ShoalError
+from cluster.progress import Progress, silent
+from cluster.settings import Settings, home, settings
+
+NAMESPACE = "shoal"
+WATCH_S = 0.5
+_NETWORK = ("ray", "httpx", "httpcore", "aiohttp", "grpc")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray and how to reach it."""
+
+    address: str
+    dashboard_url: str
+    http_url: str
+    """Where Serve listens, once something is served: http://host:port, no slash."""
+    http_host: str
+    http_port: int
+    home: Path
+    token: str = field(repr=False)
+    """Of the dashboard's REST API: header `Authorization: Bearer <token>`. Empty in a Ray that was there before."""
+    started: bool = False
+    """Whether this call started it."""
+
+
+@contextmanager
+def session(*, keep: bool = False, progress: Progress = silent) -> Iterator[Cluster]:
+    """Attach this process to the embedded Ray of this home, and start that if none runs; detach at the end.
+
+    With `keep` it lives on until `down()`; otherwise the last session that leaves stops it, however it leaves. Where
+    this process has a Ray already, that one is used and left alone. Raises InputError, RunFailed (Ray won't start) and
+    ClusterGone, which stands for whatever Ray raised because it went away while the session was open.
+    """
+    if "ray" in sys.modules and (found := _attached()) is not None:
+        yield found
+        return
+    folder, wanted = home(), settings()
+    with _terminable(), _environment(folder):
+        # Under the lock: two commands at once start one Ray, and nobody attaches to one that is being stopped.
+        with _lock(folder, progress):
+            state, started = _ensure(folder, wanted, keep=keep, progress=progress)
+            use = _share(folder)
+        try:
+            with _watched(state):
+                _attach(state)
+                yield _cluster(folder, state, started=started)
+        finally:
+            with _undisturbed():
+                _detach(state)
+                with _lock(folder, silent):
+                    _leave(folder, use)
+
+
+def running() -> Cluster | None:
+    """The embedded Ray of this home, where one runs. Does not import ray."""
+    folder = home()
+    state = embedded.read(folder)
+    return _cluster(folder, state, started=False) if state is not None and state.alive else None
+
+
+def down() -> bool:
+    """Stop the embedded Ray of this home and all that runs on it; returns when no process is left.
+
+    True if there was something to stop, be it half of one that had crashed.
+    """
+    folder = home()
+    with _lock(folder, silent), _undisturbed():
+        return _clean(folder)
+
+
+def logs_folder() -> Path | None:
+    """The folder of the logs of Ray, Serve and Train since the cluster was started; None where there is none."""
+    state = embedded.read(home())
+    return Path(state.logs) if state is not None and Path(state.logs).is_dir() else None
+
+
+def _ensure(folder: Path, wanted: Settings, *, keep: bool, progress: Progress) -> tuple[State, bool]:
+    state = embedded.read(folder)
+    if state is None or not state.alive:
+        _clean(folder)
+        threading.Thread(target=importlib.import_module, args=("ray",)).start()  # a second, while Ray starts
+        return embedded.start(folder, wanted, keep=keep, progress=progress), True
+    if keep and wanted.http.port not in (0, state.http_port):
+        raise InputError(
+            f"http.port: {wanted.http.port} is asked for, and the running cluster has {state.http_port}; run "
+            "`shoal down` first"
+        )
+    if keep and not state.keep:
+        state = State(**{**vars(state), "keep": True})
+        embedded.write(folder, state)
+    return state, False
+
+
+def _clean(folder: Path) -> bool:
+    state = embedded.read(folder)
+    roots = {embedded.scratch_folder(folder), *([Path(state.scratch)] if state is not None else [])}
+    return sum(embedded.clean(folder, root) for root in roots) > 0 or state is not None
+
+
+def _cluster(folder: Path, state: State, *, started: bool) -> Cluster:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(state.http_host, state.http_host)
+    return Cluster(
+        address=state.address,
+        dashboard_url=state.dashboard_url,
+        http_url=f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{state.http_port}",
+        http_host=state.http_host,
+        http_port=state.http_port,
+        home=folder,
+        token=Path(state.token_path).read_text(),
+        started=started,
+    )
+
+
+def _attached() -> Cluster | None:
+    """The Ray that this process has, if any: of this home (a session within a session), or of a caller's own."""
+    import ray
+    from ray._private.worker import get_dashboard_url
+
+    if not ray.is_initialized():
+        return None
+    address = ray.get_runtime_context().gcs_address
+    mine = running()
+    if mine is not None and mine.address == address:
+        return mine
+    host, port = settings().http.host, settings().http.port or 8000
+    url = get_dashboard_url() or ""
+    return Cluster(address, f"http://{url}" if url else "", f"http://{host}:{port}", host, port, home(), token="")
+
+
+def _attach(state: State) -> None:
+    import logging
+
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config  # pyright: ignore[reportAttributeAccessIssue] - Cython
+
+    # Where ray was imported before this session, it has read the environment already.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    ray.init(
+        address=state.address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        configure_logging=False,
+        logging_level=logging.ERROR,
+    )
+    # ray.init takes SIGTERM for itself, and leaves with 15 instead of 143.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _detach(state: State) -> None:
+    import ray
+
+    if state.alive:
+        ray.shutdown()
+    else:
+        # Saying good-bye to a Ray that is gone takes a minute; this process forgets it all the same.
+        thread = threading.Thread(target=ray.shutdown, daemon=True)
+        thread.start()
+        thread.join(timeout=3)
+
+
+def _leave(folder: Path, use: IO[str]) -> None:
+    """Stop the cluster if nobody else uses it and nobody wanted it kept."""
+    try:
+        fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        state = embedded.read(folder)
+        if state is None or not state.keep or not state.alive:
+            _clean(folder)
+    finally:
+        use.close()
+
+
+def _share(folder: Path) -> IO[str]:
+    """Tell other sessions that the cluster is in use: a shared lock, which the kernel takes back if we are killed."""
+    use = open(folder / "cluster.use", "a")  # noqa: SIM115 - open for as long as the session
+    fcntl.flock(use, fcntl.LOCK_SH)
+    return use
+
+
+@contextmanager
+def _lock(folder: Path, progress: Progress) -> Iterator[None]:
+    lock = FileLock(folder / "cluster.lock")
+    if not _acquired(lock):
+        progress("start Ray", 0, 0, "another command is starting or stopping it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    with suppress(TimeoutError):
+        lock.acquire(timeout=0)
+    return lock.is_locked
+
+
+@contextmanager
+def _watched(state: State) -> Iterator[None]:
+    """Turn what goes wrong because Ray went away into ClusterGone, and don't wait for Ray to find out by itself.
+
+    Ray's client gives a vanished control service a minute, and then ends the process. So a thread looks after the
+    daemons, and interrupts the main thread when one is gone.
+    """
+    gone, done = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_S):
+            if not state.alive:
+                gone.set()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+
+    if threading.current_thread() is threading.main_thread():
+        threading.Thread(target=watch, name="shoal-watch", daemon=True).start()
+    try:
+        yield
+    except ShoalError:
+        raise
+    except BaseException as error:
+        if (gone.is_set() and isinstance(error, KeyboardInterrupt)) or (_of_network(error) and _is_gone(state)):
+            raise ClusterGone("Ray went away in the middle of this; run the command again to start it anew") from error
+        raise
+    finally:
+        done.set()
+
+
+def _of_network(error: BaseException) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _NETWORK
+
+
+def _is_gone(state: State) -> bool:
+    # Its own processes see it go a moment before it is gone.
+    deadline = time.monotonic() + 1
+    while state.alive and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not state.alive
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What Ray's client reads from the environment, while a session is open."""
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see embedded.environment
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    hidden = ("RAY_ADDRESS", "RAY_AUTH_TOKEN")
+    before = {key: os.environ.get(key) for key in (*ours, *hidden)}
+    for key in hidden:
+        os.environ.pop(key, None)
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Leave by SIGTERM as by any exception, so that nothing stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back: half a stop would leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Any] = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
