@@ -29,8 +29,8 @@ MAX_METRICS = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `name` is the model's, `metrics` hold each metric's last value, `data` the files it learned from as
-    {split, source, digest, rows}; times are in UTC, `ended` is None while it runs."""
+    """One run: `name` is the model's, `metrics` hold each metric's last value, `data` what it learned from as
+    {split, name, sha256, rows}; times are in UTC, `ended` is None while it runs."""
 
     id: str
     name: str
@@ -86,26 +86,21 @@ class Runs(Store):
             for start in range(0, len(points), MAX_METRICS):
                 client.log_batch(run_id, metrics=points[start : start + MAX_METRICS])
 
-    def log_data(self, run_id: str, sources: Iterable[Mapping[str, Any]]) -> None:
-        """Note the files a run learned from, each {split, source, digest, rows}: MLflow shows them as its datasets."""
+    def log_data(self, run_id: str, sources: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int]) -> None:
+        """Note what a run learned from, as MLflow's datasets: `rows` counts each split, `sources` has the {name,
+        sha256} of each split's file. A split without a file was split off the training rows."""
         with self.calls("logging data") as client:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
             inputs = []
-            for source in sources:
-                where, digest = str(source["source"]), str(source["digest"])
-                inputs.append(
-                    DatasetInput(
-                        Dataset(
-                            Path(where).name or where,
-                            digest[:36],  # the column's width
-                            "hub" if where.startswith("hf://") else "local",
-                            json.dumps({"uri": where, "sha256": digest}),
-                            profile=json.dumps({"num_rows": source["rows"]}),
-                        ),
-                        [InputTag("mlflow.data.context", str(source["split"]))],
-                    )
-                )
+            for split, count in rows.items():
+                source = sources.get(split) or sources["train"]
+                about = {"name": source["name"], "sha256": source["sha256"]}
+                # MLflow keeps one dataset of a name and digest, and one link of it to a run: so the split is in the
+                # name, and the rows, which differ from run to run, are on the link.
+                dataset = Dataset(f"{source['name']} ({split})", source["sha256"][:36], "local", json.dumps(about))
+                tags = [InputTag("mlflow.data.context", split), InputTag("shoal.rows", str(count))]
+                inputs.append(DatasetInput(dataset, tags))
             client.log_inputs(run_id, inputs)
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -191,13 +186,14 @@ def _run(found: MlflowRun, name: str) -> Run:
     info, data = found.info, found.data
     sources = []
     for item in found.inputs.dataset_inputs if found.inputs else []:
-        source, profile = _object(item.dataset.source), _object(item.dataset.profile)
+        source, tags = _object(item.dataset.source), {tag.key: tag.value for tag in item.tags}
+        count = tags.get("shoal.rows", "")
         sources.append(
             {
-                "split": next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), ""),
-                "source": source.get("uri", item.dataset.name),
-                "digest": source.get("sha256", item.dataset.digest),
-                "rows": profile.get("num_rows"),
+                "split": tags.get("mlflow.data.context", ""),
+                "name": source.get("name", item.dataset.name),
+                "sha256": source.get("sha256", item.dataset.digest),
+                "rows": int(count) if count.isdigit() else None,
             }
         )
     order = {"train": 0, "validation": 1, "test": 2}
