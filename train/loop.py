@@ -1,0 +1,311 @@
+"""What one training worker does, from the first row to the saved model. It knows nothing of Ray: see train.launch.
+
+Everything random is seeded from (seed, step, rank), so a run that was killed goes on with exactly the losses of a run
+that was not, and no random state is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from cluster.errors import RunFailed
+from cluster.spec import Spec
+from train import batches, checkpoint, optim
+from train.tasks import trainer
+
+# Points of the training curve that are kept, at most.
+CURVE = 2000
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: the model's file, the prepared data (`folder`, `labels`), the folder of the base model,
+    and the folder of the run, which all workers share."""
+
+    spec: Spec
+    data: Path
+    labels: list[str]
+    model: Path
+    folder: Path
+
+
+class Session(Protocol):
+    """Who this worker is among the others, and where its checkpoints go."""
+
+    rank: int
+    workers: int
+    local_workers: int
+    device: str
+
+    def report(self, metrics: dict[str, float], folder: Path | None) -> None:
+        """All workers call it together; rank 0 with the folder of a checkpoint."""
+        ...
+
+    def checkpoints(self) -> list[tuple[Path, dict[str, float]]]:
+        """The checkpoints that are kept, and what was reported with them."""
+        ...
+
+
+def loop(job: Job, session: Session) -> dict[str, float]:
+    """Train by gradient descent; the best model lies in `job.folder / "model"` at the end. Returns its metrics.
+
+    Raises RunFailed where the loss is no longer a number, the memory or the disk is full; InputError where model and
+    task don't fit.
+    """
+    train, rank, workers, device = job.spec.train, session.rank, session.workers, session.device
+    lead = rank == 0
+    events = _Events(job.folder / "events.jsonl") if lead else None
+
+    # The machine: each worker its share of the cores; the arithmetic the device has.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // session.local_workers))
+    dtype = optim.arithmetic(train, device)
+    if device.startswith("cuda"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    # The data.
+    rows = batches.Rows(job.data / "train.parquet")
+    held_out = batches.Rows(job.data / "validation.parquet")
+    class_weights = np.ones(len(job.labels))
+    if train.class_weights == "balanced":
+        counts = np.bincount(rows.labels, minlength=len(job.labels))
+        class_weights = len(rows) / (len(job.labels) * np.maximum(counts, 1))
+    per_epoch, total, marks = batches.steps_of(
+        len(rows),
+        batch_size=train.batch_size,
+        epochs=train.epochs,
+        checkpoints_per_epoch=train.checkpoints_per_epoch,
+    )
+
+    # The model, the same on every worker by the seed.
+    task = trainer(job.spec.task)
+    model = task.setup(
+        job.model,
+        labels=job.labels,
+        from_scratch=train.from_scratch,
+        seed=train.seed,
+        max_length=train.max_length,
+    ).to(device)
+    adamw = optim.optimizer(model, train)
+    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
+
+    # Where a killed run stood: the newest checkpoint that is whole.
+    state: dict[str, Any] = {"step": 0, "best": math.inf, "worse": 0}
+    for folder in sorted((folder for folder, _ in session.checkpoints()), key=lambda f: f.name, reverse=True):
+        found = checkpoint.read(folder)
+        if found is None:
+            if events:
+                events.write(warning=f"checkpoint {folder.name} is damaged; trying the one before it")
+            continue
+        checkpoint.load_weights(folder, model)
+        stored = checkpoint.load_optimizer(folder, device)
+        adamw.load_state_dict(stored["optimizer"])
+        scaler.load_state_dict(stored["scaler"])
+        state = found
+        break
+    else:
+        if session.checkpoints() and events:
+            events.write(warning="no checkpoint is whole; starting again from the first step")
+    if events:
+        events.write(step=state["step"], total=total, resumed=state["step"])
+
+    # Unused parameters are looked for because many models have some. It also keeps the gradient buckets, and with them
+    # the order of sums, as they were from the first step: otherwise a resumed run of 3 workers differs in the last bit.
+    net: torch.nn.Module = model
+    if workers > 1:
+        net = torch.nn.parallel.DistributedDataParallel(
+            model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+    def training_batches() -> Iterator[list[tuple[dict[str, torch.Tensor], torch.Tensor]]]:
+        for step in range(state["step"], total):
+            batch = batches.batch_of(step, rows=len(rows), batch_size=train.batch_size, seed=train.seed)
+            # Over the whole batch, whichever worker has which row: the loss is one weighted mean.
+            whole = class_weights[rows.labels[batch]].sum()
+            pieces = batches.share(batch, rank=rank, workers=workers, pieces=train.gradient_accumulation_steps)
+            yield [
+                (
+                    task.collate(rows.take(indices)),
+                    torch.tensor(class_weights[rows.labels[indices]] * real / whole, dtype=torch.float32),
+                )
+                for indices, real in pieces
+            ]
+
+    metrics: dict[str, float] = {}
+    feed = batches.prefetch(training_batches())
+    clock = time.monotonic()
+    while state["step"] < total and state["worse"] < (train.early_stopping_patience or math.inf):
+        step = state["step"]
+        net.train()
+        # One step: the pieces of this worker's share, forward and backward.
+        torch.manual_seed(_seed(train.seed, step, rank))
+        rate = optim.learning_rate(step, total, train)
+        for group in adamw.param_groups:
+            group["lr"] = rate
+        adamw.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=device)
+        pieces = next(feed)
+        for number, (inputs, weights) in enumerate(pieces, start=1):
+            wait = workers > 1 and number < len(pieces)
+            with net.no_sync() if wait else contextlib.nullcontext(), _memory(job.spec):
+                piece = _losses(net, inputs, dtype, device) @ weights.to(device)
+                # DDP takes the mean over workers; each has a part of the sum.
+                torch.autograd.backward(scaler.scale(piece * workers))
+            loss += piece.detach()
+        if workers > 1:
+            dist.all_reduce(loss)
+        if not math.isfinite(value := loss.item()):
+            raise RunFailed(_not_a_number("training", value, step, job.spec))
+        scaler.unscale_(adamw)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or math.inf)
+        scaler.step(adamw)
+        scaler.update()
+        state["step"] = step = step + 1
+
+        metrics["train/loss"] = value
+        if events and (step % math.ceil(total / CURVE) == 0 or step in marks):
+            now = time.monotonic()
+            events.write(
+                step=step,
+                total=total,
+                metrics={
+                    "train/loss": value,
+                    "train/learning_rate": rate,
+                    "train/grad_norm": norm.item(),
+                    "train/rows_per_second": min(math.ceil(total / CURVE), step) * train.batch_size / (now - clock),
+                },
+            )
+            clock = now
+
+        # At a mark: validate, decide whether it got better, checkpoint.
+        if step in marks:
+            metrics |= _validate(net, task, held_out, class_weights, session, dtype, job.spec.evaluate.batch_size)
+            judged = metrics["validation/loss"]
+            if not math.isfinite(judged):
+                raise RunFailed(_not_a_number("validation", judged, step, job.spec))
+            state["worse"] = 0 if judged < state["best"] else state["worse"] + 1
+            state["best"] = min(judged, state["best"])
+            folder = None
+            if events:
+                events.write(step=step, total=total, metrics={k: v for k, v in metrics.items() if k[:5] != "train"})
+                folder = job.folder / f"checkpoint-{step:09}-{secrets.token_hex(4)}"
+                stored = {"optimizer": adamw.state_dict(), "scaler": scaler.state_dict()}
+                checkpoint.save(folder, model, stored, state | {"metrics": metrics})
+            session.report({"step": step, "judged": judged}, folder)
+            clock = time.monotonic()
+    feed.close()  # type: ignore[attr-defined]
+
+    # The best checkpoint becomes the model; the later of equals.
+    if lead:
+        kept = [(reported["judged"], -reported["step"], folder) for folder, reported in session.checkpoints()]
+        for _, _, folder in sorted(kept):
+            if (found := checkpoint.read(folder)) is not None:
+                checkpoint.load_weights(folder, model)
+                metrics = found["metrics"] | {"step": found["step"], "epochs": found["step"] / per_epoch}
+                break
+        else:
+            raise RunFailed(f"no checkpoint in {job.folder} is whole; run the same again: it starts afresh")
+        shutil.rmtree(job.folder / "model.part", ignore_errors=True)
+        task.save(model, job.folder / "model.part")
+        shutil.rmtree(job.folder / "model", ignore_errors=True)
+        (job.folder / "model.part").rename(job.folder / "model")
+    return metrics
+
+
+def _losses(net: torch.nn.Module, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Cross entropy of each row, float32, [rows]."""
+    moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    labels = moved.pop("labels")
+    with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+        logits = net(**moved).logits
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+@torch.no_grad()
+def _validate(
+    net: torch.nn.Module,
+    task: Any,
+    held_out: batches.Rows,
+    class_weights: np.ndarray,
+    session: Session,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> dict[str, float]:
+    """Loss (weighted as in training) and accuracy over the held-out rows, each worker a part of the batches."""
+    model = net.module if isinstance(net, torch.nn.parallel.DistributedDataParallel) else net
+    model.eval()
+    cuts = range(session.rank * batch_size, len(held_out), session.workers * batch_size)
+
+    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+        for start in cuts:
+            indices = np.arange(start, min(start + batch_size, len(held_out)))
+            yield task.collate(held_out.take(indices)), torch.from_numpy(class_weights[held_out.labels[indices]])
+
+    sums = torch.zeros(3, dtype=torch.float64)
+    for inputs, weights in batches.prefetch(held_out_batches()):
+        moved = {name: tensor.to(session.device) for name, tensor in inputs.items()}
+        labels = moved.pop("labels")
+        with torch.autocast(session.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
+            logits = model(**moved).logits.float()
+        losses = F.cross_entropy(logits, labels, reduction="none").double().cpu()
+        sums += torch.stack([losses @ weights, weights.sum(), (logits.argmax(-1) == labels).sum().double().cpu()])
+    if session.workers > 1:
+        sums = sums.to(session.device)
+        dist.all_reduce(sums)
+    loss, weight, right = sums.tolist()
+    return {"validation/loss": loss / weight, "validation/accuracy": right / len(held_out)}
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """One number of (seed, step, rank), well mixed: neighbours must not give related drop-out masks."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _not_a_number(which: str, value: float, step: int, spec: Spec) -> str:
+    train = spec.train
+    return (
+        f"the {which} loss is {value} at step {step}; try a lower train.learning_rate (now {train.learning_rate:g}), "
+        f"train.max_grad_norm: 1 (now {train.max_grad_norm:g}) or train.precision: float32 (now {train.precision})"
+    )
+
+
+@contextlib.contextmanager
+def _memory(spec: Spec) -> Iterator[None]:
+    """A GPU's memory that is full is the file's business, not the cluster's: say which keys."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        train = spec.train
+        raise RunFailed(
+            f"the GPU's memory is full; raise train.gradient_accumulation_steps (now "
+            f"{train.gradient_accumulation_steps}), or lower train.batch_size (now {train.batch_size}) or "
+            f"train.max_length (now {train.max_length})"
+        ) from error
+
+
+class _Events:
+    """What the run tells, one JSON object a line: whoever started it reads along, so no step waits for a server."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("a", buffering=1)
+        # A worker killed while writing leaves half a line.
+        self._stream.write("\n")
+
+    def write(self, **event: Any) -> None:
+        self._stream.write(json.dumps(event) + "\n")

@@ -1,0 +1,228 @@
+"""Training as a verb: found where it has been done, resumed where it was broken off, made otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster import settings, tasks, weights
+from cluster.errors import NotFound, ShoalError
+from cluster.progress import Progress, silent
+from cluster.registry import Registry, resolve
+from cluster.spec import Spec
+
+if TYPE_CHECKING:
+    from train.data import Prepared
+
+# What decides how a model comes out; a change in one of these makes another run.
+_CODE = ("loop.py", "batches.py", "optim.py", "checkpoint.py", "tasks/*.py")
+# Seconds between two writes to the registry.
+_EVERY = 2.0
+# Points of the curve that one write takes along, besides the validations.
+_POINTS = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run: its id in the registry, the model's local folder, its metrics, whether it was already
+    there, and the seconds this call took."""
+
+    run_id: str
+    folder: Path
+    metrics: dict[str, float]
+    reused: bool
+    seconds: float
+
+
+def key(spec: Spec, prepared: Prepared) -> str:
+    """SHA-256 (hex) of all that decides the model: task, base model, data, the train section, and the code here.
+
+    Raises InputError where the base model cannot be had.
+    """
+    reference = spec.model_ref()
+    if reference.kind == "estimator":
+        from importlib.metadata import version
+
+        base = f"{reference.name} scikit-learn {version('scikit-learn')}"
+    else:
+        base = weights.digest(resolve(reference))
+    # How often a lost worker is replaced changes nothing about the model.
+    section = spec.train.model_dump(exclude={"max_failures"})
+    whole = [spec.task, base, prepared.digest, prepared.labels, section, _code()]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | None:
+    """The finished run of exactly this data, spec and code; None where there is none."""
+    found = registry.find_run(spec.name, {"shoal.train_key": key(spec, prepared)})
+    if found is None:
+        return None
+    try:
+        return Trained(found.id, registry.run_folder(found.id), found.metrics, reused=True, seconds=0.0)
+    except NotFound:
+        return None  # its files were deleted: make them again
+
+
+def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progress = silent) -> Trained:
+    """Train the model of a file on the attached Ray cluster.
+
+    A run of the same key that finished is returned as it is; one that was killed goes on from its last checkpoint, in
+    the same run of the registry. Raises InputError where the file is wrong, RunFailed where training fails, ClusterGone
+    where Ray does; on any of these, and on Ctrl-C, the run is ended in the registry as FAILED or KILLED.
+    """
+    started = time.monotonic()
+    row = tasks.trainable(spec)
+    _fits(spec, row)
+    if (done := finished(spec, prepared, registry)) is not None:
+        return done
+
+    # The run: its folder, and its place in the registry, which a run that was broken off already has.
+    digest = key(spec, prepared)
+    folder = settings.home() / "runs" / f"{spec.name}-{digest[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(folder, registry, progress)
+    run_id = journal.open(spec, prepared, digest)
+
+    # The work.
+    from train.launch import launch
+    from train.loop import Job
+
+    base = Path() if spec.model_ref().kind == "estimator" else resolve(spec.model_ref(), registry)
+    job = Job(spec=spec, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
+    try:
+        metrics = launch(job, journal.follow)
+        journal.follow(last=True)
+        registry.log(run_id, metrics, step=int(metrics.get("step", 0)))
+        registry.log_artifacts(run_id, folder / "model", "model")
+    except KeyboardInterrupt:
+        registry.end_run(run_id, "KILLED")
+        raise
+    except BaseException as error:
+        if isinstance(error, ShoalError):
+            registry.set_tags(run_id, {"shoal.error": error.message})
+        registry.end_run(run_id, "FAILED")
+        raise
+    registry.end_run(run_id)
+
+    # The model is in the registry: what only served to make it goes.
+    shutil.rmtree(folder, ignore_errors=True)
+    return Trained(run_id, registry.run_folder(run_id), metrics, reused=False, seconds=time.monotonic() - started)
+
+
+class _Journal:
+    """Carries what rank 0 tells in its file over to the registry and to whoever watches."""
+
+    def __init__(self, folder: Path, registry: Registry, progress: Progress) -> None:
+        self._file, self._events = folder / "run.json", folder / "events.jsonl"
+        self._registry, self._progress = registry, progress
+        self._state: dict[str, Any] = {"run_id": "", "offset": 0}
+        self._pending: list[dict[str, Any]] = []
+        self._wrote = time.monotonic()
+        self._last: dict[str, Any] = {}
+
+    def open(self, spec: Spec, prepared: Prepared, digest: str) -> str:
+        """The id of the run: the one that was broken off, or a new one."""
+        try:
+            self._state = json.loads(self._file.read_text())
+            run_id = self._registry.run(self._state["run_id"]).id
+        except (OSError, ValueError, KeyError, TypeError, NotFound):
+            tags = {
+                "shoal.train_key": digest,
+                "shoal.data_digest": prepared.digest,
+                "shoal.task": spec.task,
+                "shoal.base_model": spec.model,
+            }
+            params = {
+                "task": spec.task,
+                "model": spec.model,
+                "data": spec.data.model_dump(),
+                "train": spec.train.model_dump(),
+            }
+            run_id = self._registry.start_run(spec.name, kind="train", params=params, tags=tags)
+            self._state = {"run_id": run_id, "offset": 0}
+            self._save()
+        return run_id
+
+    def follow(self, *, last: bool = False) -> None:
+        """Read what is new, tell of it, and every few seconds write it to the registry."""
+        for event in self._new():
+            if "warning" in event:
+                logging.getLogger("shoal").warning("%s", event["warning"])
+            else:
+                self._last |= event
+                self._pending.append(event)
+        if self._last:
+            loss = self._last.get("metrics", {}).get("train/loss")
+            note = f"loss {loss:.3f}" if loss is not None else ""
+            self._progress("train", self._last["step"], self._last["total"], note)
+        if self._pending and (last or time.monotonic() - self._wrote > _EVERY):
+            self._write()
+
+    def _new(self) -> list[dict[str, Any]]:
+        try:
+            with self._events.open("rb") as stream:
+                stream.seek(self._state["offset"])
+                raw = stream.read()
+        except FileNotFoundError:
+            return []
+        whole = raw[: raw.rfind(b"\n") + 1]
+        self._state["offset"] += len(whole)
+        events = []
+        for line in whole.splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue  # half a line, of a worker that was killed in the middle of it
+        return [event for event in events if isinstance(event, dict)]
+
+    def _write(self) -> None:
+        run_id = self._state["run_id"]
+        points = [event for event in self._pending if "metrics" in event]
+        every = max(1, len(points) // _POINTS)
+        for number, event in enumerate(reversed(points)):
+            if number % every == 0 or "validation/loss" in event["metrics"]:
+                self._registry.log(run_id, event["metrics"], step=event["step"])
+        tags = {"shoal.step": str(self._last["step"]), "shoal.total_steps": str(self._last["total"])}
+        if any("resumed" in event and event["resumed"] for event in self._pending):
+            tags["shoal.resumed_at"] = str(max(event.get("resumed", 0) for event in self._pending))
+        self._registry.set_tags(run_id, tags)
+        self._pending, self._wrote = [], time.monotonic()
+        self._save()
+
+    def _save(self) -> None:
+        part = self._file.with_suffix(".part")
+        part.write_text(json.dumps(self._state))
+        os.replace(part, self._file)
+
+
+def _fits(spec: Spec, row: tasks.Task) -> None:
+    """Refuse a model of the wrong kind for the task before anything is started. Raises InputError."""
+    from cluster.errors import InputError
+
+    estimator = spec.model_ref().kind == "estimator"
+    if row.modality == "tabular" and not estimator:
+        raise InputError(
+            f"model: {spec.model}: {spec.task} takes a scikit-learn estimator, "
+            "such as sklearn.ensemble.RandomForestClassifier"
+        )
+    if row.modality != "tabular" and estimator:
+        raise InputError(f"model: {spec.model} is a scikit-learn estimator; {spec.task} takes a Hugging Face model")
+    if estimator and spec.train.workers != 1:
+        raise InputError(f"train.workers: {spec.train.workers}: an estimator learns in one worker; write 1")
+
+
+def _code() -> str:
+    """SHA-256 (hex) of the sources that decide how a model comes out."""
+    whole = hashlib.sha256()
+    here = Path(__file__).parent
+    for pattern in _CODE:
+        for path in sorted(here.glob(pattern)):
+            whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()

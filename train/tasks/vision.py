@@ -1,0 +1,62 @@
+"""Image classification with any transformers model that has an image-classification head."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.errors import InputError
+from train.tasks import pretrained
+
+
+class ImageClassification:
+    """One picture to one of a set of labels."""
+
+    def setup(
+        self, folder: Path, *, labels: list[str], from_scratch: bool, seed: int, max_length: int
+    ) -> torch.nn.Module:
+        """The model to train and, kept here, its image processor. `max_length` is the texts' and means nothing here.
+
+        Raises InputError where the folder does not fit the task.
+        """
+        from transformers import AutoModelForImageClassification
+
+        self.processor = pretrained.processor("AutoImageProcessor", folder)
+        config = pretrained.config(folder, labels, auto=AutoModelForImageClassification, task="image-classification")
+        self.mode = _mode(config)
+        return pretrained.model(AutoModelForImageClassification, folder, config, from_scratch=from_scratch, seed=seed)
+
+    def load(self, folder: Path) -> torch.nn.Module:
+        """A finished model, ready to be evaluated."""
+        from transformers import AutoModelForImageClassification
+
+        self.processor = pretrained.processor("AutoImageProcessor", folder)
+        model = pretrained.finished(AutoModelForImageClassification, folder)
+        self.mode = _mode(model.config)
+        return model
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Rows of `image` (encoded bytes) and `label` as one batch: pixel_values [rows, channels, height, width]."""
+        from PIL import Image, UnidentifiedImageError
+
+        pictures = []
+        for row in rows:
+            try:
+                pictures.append(Image.open(io.BytesIO(row["image"])).convert(self.mode))
+            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+                raise InputError(f"data: a picture of {len(row['image'])} bytes cannot be decoded: {error}") from None
+        batch = self.processor(pictures, return_tensors="pt")
+        return {"pixel_values": batch["pixel_values"], "labels": torch.tensor([row["label"] for row in rows])}
+
+    def save(self, model: Any, folder: Path) -> None:
+        """The Hugging Face layout: weights as safetensors, config with the labels, image processor."""
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def _mode(config: Any) -> str:
+    """PIL's name for as many channels as the model takes."""
+    return "L" if getattr(config, "num_channels", 3) == 1 else "RGB"
