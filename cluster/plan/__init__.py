@@ -104,8 +104,10 @@ def plan(spec: Spec, *, cores: int, memory: int, free_disk: int, gpus: int = 0, 
 
     # Whether it fits, and what a person would want to know beforehand.
     total = sum(parts.values()) * workers if parts else None
+    if trains and not gradient:
+        notes.append("memory of fitting a scikit-learn estimator is not estimated")
     replica = measure.replica(size, stored, trains)
-    disk = measure.disk(size, counted) if trains else None
+    disk = measure.disk(size if gradient else 0, counted) if trains else None
     need = max(total or 0, (replica or 0) * spec.serve.min_replicas)
     known = total is not None or replica is not None
     fits = need <= memory and (disk or 0) <= free_disk if known else None

@@ -82,9 +82,11 @@ def replica(parameters: int | None, stored: int | None, trains: bool) -> int | N
     return stored + sizes.PROCESS if stored is not None else None
 
 
-def disk(parameters: int | None, counted: dict[str, Counted]) -> int:
+def disk(parameters: int | None, counted: dict[str, Counted]) -> int | None:
     """Bytes that training writes under $SHOAL_HOME: prepared data, checkpoints, the model in run and registry."""
-    model_bytes = (parameters or 0) * sizes.FLOAT32
+    if parameters is None:
+        return None
+    model_bytes = parameters * sizes.FLOAT32
     return (total(counted) or 0) + CHECKPOINTS * 3 * model_bytes + MODEL_COPIES * model_bytes
 
 
