@@ -1,0 +1,161 @@
+"""A Serve application from arguments, by import path ("serve.app:build"): one model behind batching, as raw ASGI.
+
+This module imports no torch: Serve builds applications in a process of its own, and only replicas need the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from cluster import tasks
+from cluster.errors import InputError, RunFailed, ShoalError
+from serve.asgi import (
+    Disconnected,
+    Receive,
+    Scope,
+    Send,
+    application,
+    encode,
+    error_body,
+    read_body,
+    respond,
+)
+
+log = logging.getLogger("ray.serve")
+# Decoding more than this takes longer than handing it to a thread.
+INLINE_BYTES = 16_384
+
+
+class ModelArgs(BaseModel):
+    """What a change of starts new replicas: which model."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    name: str
+    task: str
+    version: str
+    folder: str
+    device: str
+    attempt: int
+
+
+@serve.deployment(
+    name="Model",
+    # A model that cannot be loaded fails the same way the second time.
+    max_constructor_retry_count=1,
+    # The new version answers before the old one is taken away, so a bad one takes nothing away.
+    max_surge_percent=100,
+)
+@serve.ingress()
+class Model:
+    """One replica: decode, batch across requests, answer."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self.args = ModelArgs.model_validate(args)
+        module, _, name = tasks.get(self.args.task).server.partition(":")
+        self.handler = getattr(importlib.import_module(module), name)()
+        self.handler.setup(Path(self.args.folder), self.args.device)
+        # One thread: forward passes queue up instead of fighting over the cores that torch already uses all of.
+        self.predictor = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
+
+    def reconfigure(self, config: dict[str, Any]) -> None:
+        """Settings that change without a restart: batching, time and size limits."""
+        self.timeout_s: float = config["request_timeout_s"]
+        self.max_bytes = int(config["max_body_mb"] * 2**20)
+        self.max_batch_size: int = config["max_batch_size"]
+        batch: Any = self.batch  # serve.batch hangs its setters on the method
+        batch.set_max_batch_size(self.max_batch_size)
+        batch.set_batch_wait_timeout_s(config["batch_wait_ms"] / 1000)
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        return application(self.answer)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. Every fault is JSON with a status; none reaches Serve, which would tell of our insides."""
+        if scope["method"] != "POST":
+            body = encode({"error": f"{scope['method']}: send a POST", "error_type": "MethodNotAllowed"})
+            await respond(send, 405, body, ((b"allow", b"POST"),))
+            return
+        try:
+            status, body = 200, await self.run(dict(scope["headers"]), scope["query_string"], receive)
+        except Disconnected:
+            return
+        except TimeoutError:
+            message = f"no answer within {self.timeout_s:g} s; raise serve.request_timeout_s, or send less"
+            status, body = 504, encode({"error": message, "error_type": "Timeout"})
+        except ShoalError as error:
+            status, body = error_body(error)
+        except Exception as error:
+            log.exception("%s: a request failed", self.args.name)
+            status, body = error_body(error)
+        await respond(send, status, body)
+
+    async def run(self, headers: dict[bytes, bytes], query_string: bytes, receive: Receive) -> bytes:
+        """From a request's bytes to its answer's. Raises what `answer` turns into a status."""
+        async with asyncio.timeout(self.timeout_s):
+            if headers.get(b"content-encoding", b"identity") != b"identity":
+                raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
+            body = await read_body(headers, receive, max_bytes=self.max_bytes)
+            query = dict(parse_qsl(query_string.decode("latin-1"))) if query_string else {}
+            media = headers.get(b"content-type", b"").decode("latin-1")
+            if len(body) <= INLINE_BYTES:
+                inputs, parameters = self.handler.decode_request(body, media, query)
+            else:
+                loop = asyncio.get_running_loop()
+                inputs, parameters = await loop.run_in_executor(
+                    self.decoder, self.handler.decode_request, body, media, query
+                )
+            outputs = await self.batch(inputs)  # pyright: ignore[reportCallIssue]
+            for output in outputs:
+                if isinstance(output, Exception):
+                    raise output
+            return encode(self.handler.encode_response(outputs, parameters))
+
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
+    async def batch(self, requests: list[list[Any]]) -> list[list[Any]]:
+        """Outputs of each request's inputs, or the exception an input raised in an output's place."""
+        flat = [one for inputs in requests for one in inputs]
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self.predictor, self.predict, flat)
+        answers = []
+        start = 0
+        for inputs in requests:
+            answers.append(outputs[start : start + len(inputs)])
+            start += len(inputs)
+        return answers
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        """Forward passes of `max_batch_size` inputs at most. Where one raises, its inputs are run one by one, so that
+        a bad input fails alone and not its neighbours."""
+        outputs: list[Any] = []
+        for start in range(0, len(inputs), self.max_batch_size):
+            chunk = inputs[start : start + self.max_batch_size]
+            with contextlib.suppress(Exception):
+                outputs.extend(self.handler.predict(chunk))
+                continue
+            for one in chunk:
+                try:
+                    outputs.extend(self.handler.predict([one]))
+                except ShoalError as error:
+                    outputs.append(error)
+                except Exception as error:
+                    log.exception("%s: an input failed", self.args.name)
+                    outputs.append(RunFailed(f"the model failed on this input: {type(error).__name__}"))
+        return outputs
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """The application of one model; `args` are ModelArgs."""
+    return Model.bind(dict(args))
