@@ -317,9 +317,18 @@ def test_duplicates_are_counted_and_dropped(tmp_path):
     }  # fmt: skip
     assert counted.report["conflicting_labels"] == 1
     assert counted.rows == {"train": 10, "validation": 3, "test": 3}
+    assert counted.report["notes"] == [
+        "exact duplicates, 2 in train, 1 in validation, 1 in test; data.drop_duplicates: true drops them",
+        "rows of train that stand in validation too: 1; it scores too well by that, data.drop_duplicates: true drops "
+        "them",
+        "rows of train that stand in test too: 1; it scores too well by that, data.drop_duplicates: true drops them",
+        "rows of validation that stand in test too: 3",
+        "inputs that stand with more than one label: 1",
+    ]
     dropped = prepare(spec_of(tmp_path, "{train: a.csv, test: t.csv, drop_duplicates: true}"), into=tmp_path / "out")
     assert dropped.rows == {"train": 6, "validation": 1, "test": 2}
     assert dropped.report["dropped"] == {"train": 3, "test": 1}
+    assert dropped.report["notes"][0] == "duplicates dropped: 3 in train, 1 in test"
     texts = [row["text"] for split in ("train", "validation") for row in read(dropped, split)]
     assert sorted(texts) == ["same", *(f"u{i}" for i in range(6))]
     refused(

@@ -15,7 +15,7 @@ from cluster import tasks
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
 from cluster.spec import Spec
-from train.metrics import check, make, names
+from train.metrics import check, names
 
 if TYPE_CHECKING:
     from cluster.registry import Registry
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "check", "code", "evaluate"]
 FOLDER = "evaluation"  # of the run
-_CODE = ("score.py", "answers.py", "confusion.py", "metrics/*.py", "tasks/*.py")
+_CODE = ("score.py", "judge.py", "confusion.py", "metrics/*.py", "tasks/*.py")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def evaluate(
     A gate that is not met raises nothing: see `passed` and `gate_text()`.
     Raises InputError for a metric nobody knows and a model that does not fit, RunFailed, ClusterGone.
     """
-    from train import answers, confusion
+    from train import confusion
+    from train.judge import Question, judge
 
     started = time.monotonic()
     chosen = names(spec)
@@ -115,40 +116,35 @@ def evaluate(
     if not prepared.rows.get(split):
         raise InputError(f"data.{split}: no rows to judge by; give data.test or data.validation")
 
-    # Answers to every row.
-    found = answers.answers(
-        spec.task,
-        folder,
-        prepared.file(split),
-        labels=prepared.labels,
-        batch_size=spec.evaluate.batch_size,
+    # The model's answers to every row.
+    found = judge(
+        Question(
+            task=spec.task,
+            folder=folder,
+            file=prepared.file(split),
+            labels=prepared.labels,
+            metrics=chosen,
+            batch_size=spec.evaluate.batch_size,
+        ),
         rows=prepared.rows[split],
         progress=progress,
     )
 
-    # Metrics.
-    pairs = {"predictions": found.predictions.tolist(), "references": found.references.tolist()}
-    size = len(prepared.labels)
-    with tempfile.TemporaryDirectory(prefix="shoal-") as cache:
-        metrics = {name: float(make(name, Path(cache)).compute(**pairs)[name]) for name in chosen}
-        columns = make("per_class", Path(cache)).compute(**pairs, num_classes=size)
-        counts = make("confusion", Path(cache)).compute(**pairs, num_classes=size)["confusion"]
-    if found.loss is not None:
-        metrics["loss"] = found.loss
+    # What they are worth.
     result = Evaluation(
         split=split,
-        rows=len(found.references),
+        rows=found.rows,
         labels=prepared.labels,
-        metrics=metrics,
+        metrics=found.metrics,
         per_class=[
-            {"label": label, **{name: column[i] for name, column in columns.items()}}
+            {"label": label, **{name: column[i] for name, column in found.per_class.items()}}
             for i, label in enumerate(prepared.labels)
         ],
-        confusion=counts,
-        majority=max(columns["support"]) / len(found.references),
+        confusion=found.confusion,
+        majority=max(found.per_class["support"]) / found.rows,
         gate={
             # Not a number reaches nothing: it is greater or equal to no threshold.
-            name: (metrics[name], least, metrics[name] >= least)
+            name: (found.metrics[name], least, found.metrics[name] >= least)
             for name, least in spec.evaluate.gate.items()
         },
         seconds=time.monotonic() - started,
@@ -161,9 +157,9 @@ def evaluate(
         Path(place, "evaluation.json").write_text(json.dumps(about, indent=1, allow_nan=False), encoding="utf-8")
         Path(place, "table.txt").write_text(result.table() + "\n", encoding="utf-8")
         title = f"{spec.name}: {result.rows} {split} rows"
-        confusion.draw(counts, prepared.labels, Path(place, "confusion.png"), title=title)
+        confusion.draw(result.confusion, prepared.labels, Path(place, "confusion.png"), title=title)
         registry.log_artifacts(run_id, Path(place), FOLDER)
-    registry.log(run_id, {f"test/{name}": value for name, value in metrics.items()})
+    registry.log(run_id, {f"test/{name}": value for name, value in result.metrics.items()})
     return result
 
 

@@ -14,6 +14,7 @@ from cluster.progress import Progress, silent
 from cluster.spec import Spec
 from cluster.tasks import Task, trainable
 from train.data import columns, labels, pictures, store
+from train.data.notes import notes
 from train.data.sources import Source, described, find
 from train.data.split import Rows, conflicts, drop_duplicates, duplicates, hold_out, keys
 from train.data.store import SPLITS, Prepared
@@ -94,6 +95,7 @@ def prepare(spec: Spec, *, into: Path, progress: Progress = silent) -> Prepared:
                 for split, rows in splits.items()
             }
             report["classes"] = {split: _counts(rows, known) for split, rows in splits.items()}
+            report["notes"] = notes(report)
 
             # On disk, whole or not at all.
             return store.write(

@@ -33,7 +33,8 @@ class Prepared:
     Columns: text and text_pair (text), image (a picture file's bytes), or a table's features under their own names
     (float64, or text for categorical ones, null where missing); and `label`, an int64 index into `labels`.
     `report` is the rest of data.json: task, columns, sources, skipped, classes (rows by split and label), duplicates,
-    conflicting_labels, dropped, and of a table features ({name: "numeric" or "categorical"}).
+    conflicting_labels, dropped, notes (sentences a person should read), and of a table features ({name: "numeric" or
+    "categorical"}).
     """
 
     folder: Path
