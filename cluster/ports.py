@@ -21,15 +21,15 @@ def claim_http(host: str, port: int, scratch: Path) -> int:
     Raises InputError where a port that was asked for is taken, or the host is none of this machine's.
     """
     if port:
-        trouble = _trouble(host, port) or ("" if _claim(port, scratch) else "is kept by another Shoal cluster")
-        if trouble:
+        why = trouble(host, port) or ("" if _claim(port, scratch) else "is kept by another Shoal cluster")
+        if why:
             raise InputError(
-                f"http.port: {port} {trouble}; stop what uses it, or write another port in cluster.yaml "
+                f"http.port: {port} {why}; stop what uses it, or write another port in cluster.yaml "
                 "(0 takes the next free one)"
             )
         return port
     for candidate in range(FIRST_HTTP, FIRST_HTTP + _TRIES):
-        if not _trouble(host, candidate) and _claim(candidate, scratch):
+        if not trouble(host, candidate) and _claim(candidate, scratch):
             return candidate
     raise InputError(f"http.port: no port from {FIRST_HTTP} to {FIRST_HTTP + _TRIES - 1} is free on {host}")
 
@@ -46,12 +46,12 @@ def pick(count: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < count:
         port = random.randrange(20_000, 30_000)
-        if port not in chosen and not _trouble("127.0.0.1", port):
+        if port not in chosen and not trouble("127.0.0.1", port):
             chosen.append(port)
     return chosen
 
 
-def _trouble(host: str, port: int) -> str:
+def trouble(host: str, port: int) -> str:
     """Why nothing could listen there; empty where it could. Raises InputError for a host that is not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

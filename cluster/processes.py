@@ -49,6 +49,10 @@ def end(scratch: Path, *, grace: float = GRACE_S) -> int:
         for process in left:
             _signal(process, kill=True)
         time.sleep(0.05)
+    # Dead, but listed until somebody reaps them: init, or nobody in a container without one.
+    reaped = time.monotonic() + 2
+    while time.monotonic() < reaped and any(process.is_running() for process in first):
+        time.sleep(0.05)
     return len(first)
 
 
