@@ -36,10 +36,25 @@ def command(name: str | None, lines: int, follow: bool, everything: bool, as_jso
     if not files:
         raise NotFound(f"{name or 'logs'}: no log file in {folder}; `shoal logs --all` shows Ray's own")
     for file, line in tail(files, lines, follow=follow):
-        text = line.rstrip("\n")
-        click.echo(json.dumps({"file": file.name, "line": text}) if as_json else f"{file.stem}: {text}")
+        text = readable(line, everything=everything)
+        if text:
+            click.echo(json.dumps({"file": file.name, "line": text}) if as_json else f"{file.stem[:40]}: {text}")
     if as_json:
         click.echo(json.dumps({"files": [str(file) for file in files]}))
+
+
+def readable(line: str, *, everything: bool) -> str:
+    """A line as a person reads it: Ray Train writes JSON objects, of which the steps of its own work are left out."""
+    text = line.rstrip()
+    if not text.startswith("{"):
+        return text
+    try:
+        record = json.loads(text)
+        if record["levelname"] == "DEBUG" and not everything:
+            return ""
+        return f"{record['asctime']} {record['levelname']} {record['message']}"
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def chosen(folder: Path, name: str | None, *, everything: bool) -> list[Path]:

@@ -19,12 +19,11 @@ def command(as_json: bool) -> None:
       shoal status
       shoal status --json
     """
-    from serve.run import endpoints
-
     from cluster import connect
     from cluster.errors import ClusterGone
     from cluster.registry import Registry
     from cluster.settings import home
+    from serve.run import endpoints
 
     cluster = connect.running()
     served: list[dict[str, Any]] = []
@@ -64,5 +63,5 @@ def _run(run: Any) -> dict[str, Any]:
         "run": run.id,
         "status": run.status,
         "step": f"{step}/{total}" if step and total else "",
-        "started": str(run.started),
+        "started": str(run.started)[:19],
     }
