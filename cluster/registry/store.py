@@ -130,6 +130,7 @@ def open_client(uri: str) -> MlflowClient:
 def _open_database(uri: str, make: type[MlflowClient]) -> MlflowClient:
     import sqlalchemy
     from filelock import FileLock
+    from sqlalchemy.exc import ArgumentError
 
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +138,10 @@ def _open_database(uri: str, make: type[MlflowClient]) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     with FileLock(lock_file(uri), timeout=120):
         # MLflow tries a hundred seconds before it tells of a database that cannot be opened.
-        engine = sqlalchemy.create_engine(uri)
+        try:
+            engine = sqlalchemy.create_engine(uri)
+        except ArgumentError:
+            raise InputError(f"tracking_uri: {shown(uri)!r} is no database's address; {_FORMS}") from None
         sqlalchemy.inspect(engine)
         engine.dispose()
         client = make(uri, registry_uri=uri)
