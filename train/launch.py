@@ -20,12 +20,12 @@ import ray
 import ray.train
 from ray.exceptions import RayError
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.controller import TrainController
-from ray.train.v2.api.config import LoggingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.report_config import CheckpointConsistencyMode, CheckpointUploadMode
@@ -59,7 +59,6 @@ def launch(job: Job, watch: Callable[[], None]) -> dict[str, float]:
             num_to_keep=2, checkpoint_score_attribute="judged", checkpoint_score_order="min"
         ),
         callbacks=cast(Any, [_FaultsOfTheInput()]),
-        logging_config=LoggingConfig(log_level="CRITICAL"),
     )
     _forget_what_is_broken(job.folder, run)
     trainer = _Trainer(
@@ -186,8 +185,11 @@ class _Trainer(DataParallelTrainer):
             raise
 
     def _create_default_callbacks(self) -> list[Any]:
-        # The cleaner is one more process; what it cleans up after a controller that crashed goes with the driver too.
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+        # Two processes less to start. There are no Ray Datasets here to hand out; and what the cleaner removes after a
+        # controller that crashed goes with the driver as well.
+        spare = (PlacementGroupCleanerCallback, DatasetsCallback)
+        ours = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spare)]
+        return [*ours, _NoDatasets()]
 
 
 class _Controller(TrainController):
@@ -199,6 +201,13 @@ class _Controller(TrainController):
         if len(ray.nodes()) == 1:
             callbacks = self._worker_group_callbacks_to_propagate
             self._worker_group_callbacks_to_propagate = [c for c in callbacks if not isinstance(c, PreemptionCallback)]
+
+
+class _NoDatasets(WorkerGroupCallback):
+    """The place in a worker's context where Ray's datasets would come from, left empty."""
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        return {"dataset_shard_provider": [None] * len(workers)}
 
 
 class _FaultsOfTheInput(WorkerGroupCallback):

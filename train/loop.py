@@ -126,11 +126,12 @@ def loop(job: Job, session: Session) -> dict[str, float]:
 
     # Unused parameters are looked for because many models have some. It also keeps the gradient buckets, and with them
     # the order of sums, as they were from the first step: otherwise a resumed run of 3 workers differs in the last bit.
-    net: torch.nn.Module = model
+    net, alone = model, contextlib.nullcontext
     if workers > 1:
         net = torch.nn.parallel.DistributedDataParallel(
-            model, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
+            model, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
+        alone = net.no_sync
 
     def training_batches() -> Iterator[list[tuple[dict[str, torch.Tensor], torch.Tensor]]]:
         for step in range(state["step"], total):
@@ -161,8 +162,8 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         loss = torch.zeros((), device=device)
         pieces = next(feed)
         for number, (inputs, weights) in enumerate(pieces, start=1):
-            wait = workers > 1 and number < len(pieces)
-            with net.no_sync() if wait else contextlib.nullcontext(), _memory(job.spec):
+            # Gradients are exchanged with the last piece.
+            with contextlib.nullcontext() if number == len(pieces) else alone(), _memory(job.spec):
                 piece = _losses(net, inputs, dtype, device) @ weights.to(device)
                 # DDP takes the mean over workers; each has a part of the sum.
                 torch.autograd.backward(scaler.scale(piece * workers))

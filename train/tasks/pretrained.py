@@ -5,8 +5,11 @@ transformers is imported inside the functions: a worker pays for it once, a read
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from cluster import weights
 from cluster.errors import InputError
@@ -14,34 +17,34 @@ from cluster.errors import InputError
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-def config(folder: Path, labels: list[str], *, auto: Any, task: str) -> Any:
-    """The folder's configuration for `labels`. Raises InputError where its model has no head for the task."""
-    from transformers import AutoConfig
+def auto(name: str) -> Any:
+    """An Auto class of transformers."""
+    _quiet()
+    return getattr(import_module("transformers"), name)
 
-    quiet()
+
+def config(folder: Path, labels: list[str], *, model: Any, task: str) -> Any:
+    """The folder's configuration for `labels`. Raises InputError where its model has no head for the task."""
     names = dict(enumerate(labels))
     try:
-        found = AutoConfig.from_pretrained(
+        found = auto("AutoConfig").from_pretrained(
             folder, id2label=names, label2id={label: index for index, label in names.items()}, **_LOCAL
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model: {folder}: {_first_line(error)}") from None
-    if type(found) not in auto._model_mapping:
+    if type(found) not in model._model_mapping:
         raise InputError(f"model: {folder}: a {found.model_type} model cannot do {task}; take one that can")
     if hasattr(found, "problem_type"):
         found.problem_type = "single_label_classification"
     return found
 
 
-def processor(auto: str, folder: Path) -> Any:
+def processor(name: str, folder: Path) -> Any:
     """The folder's tokenizer or image processor, by the name of its Auto class. Raises InputError where it has none."""
-    import transformers
-
-    quiet()
     try:
-        return getattr(transformers, auto).from_pretrained(folder, **_LOCAL)
+        return auto(name).from_pretrained(folder, **_LOCAL)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "tokenizer" if auto == "AutoTokenizer" else "image processor (preprocessor_config.json)"
+        what = "tokenizer" if name == "AutoTokenizer" else "image processor (preprocessor_config.json)"
         raise InputError(f"model: {folder}: no {what} that can be read: {_first_line(error)}") from None
 
 
@@ -88,7 +91,6 @@ def finished(auto: Any, folder: Path) -> Any:
     """A trained model, in evaluation mode. Raises InputError where the folder holds none."""
     import torch
 
-    quiet()
     weights.inspect(folder)
     try:
         return auto.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **_LOCAL).eval()
@@ -96,12 +98,17 @@ def finished(auto: Any, folder: Path) -> Any:
         raise InputError(f"model: {folder}: {_first_line(error)}") from None
 
 
-def quiet() -> None:
-    """No bars and reports of transformers: a run has one voice."""
+def _quiet() -> None:
+    """No bars and reports of transformers, for a run has one voice; and a quarter of the time it takes to import."""
+    import transformers.utils
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # All models import this module, and it scikit-learn and SciPy, for one way of generating text: 2 CPU seconds.
+    if "transformers.generation.candidate_generator" not in sys.modules:
+        with mock.patch.object(transformers.utils, "is_sklearn_available", return_value=False):
+            import_module("transformers.generation.candidate_generator")
 
 
 def _first_line(error: Exception) -> str:

@@ -100,7 +100,8 @@ class TabularClassification:
         for name, kind in self.features.items():
             column = rows[name]
             if kind == "categorical":
-                columns[name] = column.astype(object).where(column.notna(), None).map(_text)
+                texts = [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+                columns[name] = pd.Series(texts, index=rows.index, dtype=object)
                 continue
             try:
                 columns[name] = pd.Series(pd.to_numeric(column), dtype="float64")
@@ -169,10 +170,6 @@ def estimator(path: str, train: Train) -> Any:
     if needed := [key for key, default in takes.items() if default is inspect.Parameter.empty and key not in given]:
         raise InputError(f"train.parameters: {name} needs {', '.join(needed)}")
     return found(**given)
-
-
-def _text(value: Any) -> str | None:
-    return value if value is None else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -18,10 +18,9 @@ class TextClassification:
         self, folder: Path, *, labels: list[str], from_scratch: bool, seed: int, max_length: int
     ) -> torch.nn.Module:
         """The model to train and, kept here, its tokenizer. Raises InputError where the folder does not fit."""
-        from transformers import AutoModelForSequenceClassification
-
+        auto = pretrained.auto("AutoModelForSequenceClassification")
         self.tokenizer = pretrained.processor("AutoTokenizer", folder)
-        config = pretrained.config(folder, labels, auto=AutoModelForSequenceClassification, task="text-classification")
+        config = pretrained.config(folder, labels, model=auto, task="text-classification")
         if self.tokenizer.pad_token is None:
             if self.tokenizer.eos_token is None:
                 raise InputError(f"model: {folder}: the tokenizer has neither a padding nor an end token; add one")
@@ -29,16 +28,13 @@ class TextClassification:
         config.pad_token_id = self.tokenizer.pad_token_id
         # What the model was trained on it is also evaluated and served on: the limit is saved with the tokenizer.
         self.tokenizer.model_max_length = min(max_length, _limit(self.tokenizer, config))
-        return pretrained.model(
-            AutoModelForSequenceClassification, folder, config, from_scratch=from_scratch, seed=seed
-        )
+        return pretrained.model(auto, folder, config, from_scratch=from_scratch, seed=seed)
 
     def load(self, folder: Path) -> torch.nn.Module:
         """A finished model, ready to be evaluated."""
-        from transformers import AutoModelForSequenceClassification
-
+        auto = pretrained.auto("AutoModelForSequenceClassification")
         self.tokenizer = pretrained.processor("AutoTokenizer", folder)
-        return pretrained.finished(AutoModelForSequenceClassification, folder)
+        return pretrained.finished(auto, folder)
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of `text`, perhaps `text_pair`, and `label` as one batch padded to its longest: [rows, tokens]."""

@@ -22,19 +22,17 @@ class ImageClassification:
 
         Raises InputError where the folder does not fit the task.
         """
-        from transformers import AutoModelForImageClassification
-
+        auto = pretrained.auto("AutoModelForImageClassification")
         self.processor = pretrained.processor("AutoImageProcessor", folder)
-        config = pretrained.config(folder, labels, auto=AutoModelForImageClassification, task="image-classification")
+        config = pretrained.config(folder, labels, model=auto, task="image-classification")
         self.mode = _mode(config)
-        return pretrained.model(AutoModelForImageClassification, folder, config, from_scratch=from_scratch, seed=seed)
+        return pretrained.model(auto, folder, config, from_scratch=from_scratch, seed=seed)
 
     def load(self, folder: Path) -> torch.nn.Module:
         """A finished model, ready to be evaluated."""
-        from transformers import AutoModelForImageClassification
-
+        auto = pretrained.auto("AutoModelForImageClassification")
         self.processor = pretrained.processor("AutoImageProcessor", folder)
-        model = pretrained.finished(AutoModelForImageClassification, folder)
+        model = pretrained.finished(auto, folder)
         self.mode = _mode(model.config)
         return model
 
