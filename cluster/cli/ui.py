@@ -24,7 +24,7 @@ from cluster.processes import alive
 
 HOST = "127.0.0.1"
 FIRST_PORT = 5000
-START_S = 120.0  # the longest a start may take; 10 to 20 s are usual
+START_S = 180.0  # the longest a start may take; 10 to 20 s are usual
 
 
 @click.command()
@@ -42,7 +42,7 @@ def command(port: int | None, as_json: bool) -> None:
     They listen on this machine's loopback only. With `tracking_uri` of a server in cluster.yaml, that server has them.
     """
     from cluster.registry import Registry
-    from cluster.registry.store import shown
+    from cluster.registry.store import shown, sqlite_file
     from cluster.settings import home
 
     registry = Registry()
@@ -50,7 +50,8 @@ def command(port: int | None, as_json: bool) -> None:
         if urlsplit(registry.uri).scheme in ("http", "https"):
             return out.result({"url": registry.uri}, f"MLflow  {shown(registry.uri)}  (a server of its own)")
         out.progress("mlflow", 0, 0)
-        registry.versions()  # makes the store's tables, and tells of a store that can't be opened
+        if (database := sqlite_file(registry.uri)) is not None and not database.exists():
+            registry.versions()  # makes the tables, under the lock that every other verb waits for
         port = _free(port)
         url = f"http://{HOST}:{port}"
         with _server(registry.uri, port, home()) as server:
