@@ -193,6 +193,7 @@ def test_features_take_the_type_of_training(tmp_path):
         (b"text,label\n", ["no rows"]),
         (b"text,label\nx,1\ny\nz,2\n", ["ragged", "Row #3", "Expected 2 columns, got 1"]),
         (b"text,label\nx,1\n\xff,2\n", ["line 3", "0xff", "UTF-8"]),
+        (b"te\xffxt,label\nx,1\n", ["column's name is not UTF-8"]),
         (b'text,label\nx,1\ny,"2\nz,1\n', ["never closed"]),
         (b'text,label\nx,1\n"y,2\nz,1\n', ["ragged", "close every quote"]),
         (b"text,text\nx,1\n", ["'text'", "twice"]),
@@ -234,6 +235,9 @@ def test_other_bad_sources(tmp_path):
     refused(tmp_path, "{train: no.csv}", "data.train", "no.csv", "no such file")
     (tmp_path / "a.parquet").write_bytes(b"text,label\nx,1\n")
     refused(tmp_path, "{train: a.parquet}", "a.parquet: not parquet that can be read")
+    pq.write_table(pa.table({"text": ["ab", "cd"], "label": [1, 2]}), tmp_path / "a.parquet", compression="none")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes().replace(b"cd", b"c\xe0"))
+    refused(tmp_path, "{train: a.parquet}", "a.parquet: not parquet that can be read", "UTF8")
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     refused(tmp_path, "{train: a.txt}", "no column 'label'", "there are 'text'")
     refused(tmp_path, "{train: a.csv, columns: {txt: text}}", "data.columns.txt", "did you mean text?")

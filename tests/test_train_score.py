@@ -272,8 +272,7 @@ def test_in_ray_the_same_and_errors_come_out_as_themselves(tmp_path):
     folder = bert_that_says(tmp_path / "m", 0)
     prepared = mails(tmp_path / "d", [0] * 7 + [1] * 3)
     outside, _ = judge(spec_of(), prepared, folder)
-    code = "/".join(Path(score.__file__).parts[:-2]).removeprefix("/")
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": code}})
+    ray.init(num_cpus=2, include_dashboard=False)
     try:
         inside, recorder = judge(spec_of(), prepared, folder)
         assert inside.metrics == outside.metrics

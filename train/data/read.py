@@ -56,7 +56,11 @@ def read_file(
     except pa.ArrowException as error:
         raise InputError(f"{where}: {_arrow_says(error, path, form)}") from None
     except OSError as error:
-        raise InputError(f"{where}: cannot be read: {error.strerror or error}") from None
+        if error.errno is None:  # Arrow's, about what is in the file
+            raise InputError(f"{where}: {_arrow_says(error, path, form)}") from None
+        raise InputError(f"{where}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: a column's name is not UTF-8; {_TEXT_ONLY}") from None
     if table.num_rows == 0:
         raise InputError(f"{where}: no rows under the header; it needs a row of data at least")
     progress(f"read {path.name}", size, size, f"{table.num_rows} rows")
@@ -150,6 +154,7 @@ def _parquet(path: Path, rows: int | None, where: str, choose: Choose) -> pa.Tab
                 break
         plain = pa.schema([schema.field(name) for name in wanted], metadata=schema.metadata)
         table = pa.Table.from_batches(batches, schema=batches[0].schema if batches else plain).slice(0, rows)
+    table.validate(full=True)  # text that is no UTF-8 would be met only where a value is used
     return name_classes(table.select(wanted).replace_schema_metadata(schema.metadata))
 
 
