@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/cpu.lock
 
+# Bytecode is compiled once, here: every Ray worker imports torch, and some machines forbid Python to write it later.
 # The lock names torch's CPU build. Where pip is told of a folder of wheels uv is told of it too; elsewhere uv knows
 # by itself where PyTorch keeps its CPU builds.
 ifneq ($(strip $(PIP_FIND_LINKS)),)
@@ -28,7 +29,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: $(LOCK) pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(TORCH) $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes -r $(LOCK)
+	$(TORCH) $(BIN)/uv pip install --python $(BIN)/python --no-deps --require-hashes --compile-bytecode -r $(LOCK)
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -52,7 +52,7 @@ def key(spec: Spec, prepared: Prepared) -> str:
 
         base = f"{reference.name} scikit-learn {version('scikit-learn')}"
     else:
-        base = weights.digest(resolve(reference))
+        base = weights.digest(resolve(reference, weights=not spec.train.from_scratch))
     # How often a lost worker is replaced changes nothing about the model.
     section = spec.train.model_dump(exclude={"max_failures"})
     whole = [spec.task, base, prepared.digest, prepared.labels, section, _code()]
@@ -94,7 +94,9 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
     from train.launch import launch
     from train.loop import Job
 
-    base = Path() if spec.model_ref().kind == "estimator" else resolve(spec.model_ref(), registry)
+    base = Path()
+    if spec.model_ref().kind != "estimator":
+        base = resolve(spec.model_ref(), registry, weights=not spec.train.from_scratch, progress=progress)
     job = Job(spec=spec, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
     try:
         metrics = launch(job, journal.follow)
@@ -146,6 +148,7 @@ class _Journal:
                 "train": spec.train.model_dump(),
             }
             run_id = self._registry.start_run(spec.name, kind="train", params=params, tags=tags)
+            self._registry.log_data(run_id, prepared.report["sources"], prepared.rows)
             self._state = {"run_id": run_id, "offset": 0}
             self._save()
         return run_id
