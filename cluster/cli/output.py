@@ -60,7 +60,8 @@ class Output:
         now = time.monotonic()
         began, told = self._stages.get(stage, (now, float("-inf")))
         finished = total > 0 and done >= total
-        if now - told < QUIET_S and not finished:
+        # Rarer as a stage grows long: a run of an hour is no thousand lines.
+        if now - told < max(QUIET_S, (now - began) / 20) and not finished:
             return
         if finished and told == float("inf"):
             return

@@ -72,16 +72,15 @@ class TabularClassification:
         return outputs[0]
 
     def _check_names(self, columns: dict[str, list[Any]]) -> None:
-        faults = []
+        """Every feature must be there; more columns are left aside, so a table may be sent with its labels and ids."""
         missing = [name for name in self.features if name not in columns]
-        if missing:
-            faults.append(f"missing columns: {', '.join(missing)}")
-        for name in columns:
-            if name not in self.features:
-                near = difflib.get_close_matches(name, missing, n=1, cutoff=0.6)
-                faults.append(f"unknown column {name[:80]!r}" + (f" (did you mean {near[0]}?)" if near else ""))
-        if faults:
-            raise InputError(f"table: {'; '.join(faults[:10])}; this model's columns are {', '.join(self.features)}")
+        if not missing:
+            return
+        faults = [f"missing columns: {', '.join(missing)}"]
+        for name in columns.keys() - self.features.keys():
+            if near := difflib.get_close_matches(name, missing, n=1, cutoff=0.6):
+                faults.append(f"unknown column {name[:80]!r} (did you mean {near[0]}?)")
+        raise InputError(f"table: {'; '.join(faults[:10])}; this model's columns are {', '.join(self.features)}")
 
 
 def _columns(value: Any, wants: str) -> dict[str, list[Any]]:
