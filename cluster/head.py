@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray._private import services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.resource_isolation_config import ResourceIsolationConfig
+
+RAYLET_S = 100.0
 
 
 class Head(Node):
@@ -34,8 +39,25 @@ class Head(Node):
         self.dashboard.start()
 
 
+def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
+    """Node gives its raylet 30 s to answer: too little on a machine that is busy."""
+
+    def get(*arguments: Any) -> Any:
+        deadline = time.monotonic() + RAYLET_S
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    return get
+
+
 def main(parameters: dict[str, Any], answer: Path) -> None:
     """`parameters` are RayParams' own names."""
+    services.get_node = patiently(services.get_node)
     node = Head(
         RayParams(
             **parameters,
