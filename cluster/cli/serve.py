@@ -22,7 +22,6 @@ def command(words: Sequence[str], as_json: bool) -> None:
       shoal serve reviews.yaml digits.yaml
       shoal serve reviews.yaml serve.max_replicas=4
     """
-    from cluster import connect
     from cluster.cli import stages
     from cluster.registry import Registry
     from cluster.spec import load
@@ -36,7 +35,7 @@ def command(words: Sequence[str], as_json: bool) -> None:
     for spec in specs:  # every file is checked before anything is started
         stages.served_model(spec, registry)
     journal = stages.Journal()
-    with Output(as_json=as_json) as out, connect.session(keep=True, progress=out.progress) as cluster:
+    with Output(as_json=as_json) as out, stages.serving_session(out, journal) as cluster:
         served = []
         for spec in specs:
             with stages.only_one(spec.name):

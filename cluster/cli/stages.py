@@ -4,6 +4,7 @@ have in common. What was done is known by digests of data, spec and code that st
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import tasks
 from cluster.cli.output import Output
-from cluster.errors import GateNotMet, InputError, RunFailed
+from cluster.errors import GateNotMet, InputError, RunFailed, ShoalError
 from cluster.settings import home
 from cluster.spec import Spec
 
 if TYPE_CHECKING:
+    from cluster.connect import Cluster
+    from cluster.registry import Registry, Version
     from serve.run import Endpoint
     from train.data import Prepared
     from train.run import Trained
-
-    from cluster.connect import Cluster
-    from cluster.registry import Registry, Version
 
 
 @dataclass
@@ -73,22 +73,22 @@ def only_one(name: str) -> Iterator[None]:
 @contextmanager
 def serving_session(out: Output, journal: Journal) -> Iterator[Cluster]:
     """Attach to the cluster and leave it running; what this call started is stopped where nothing came to be served."""
+    from cluster import connect
     from serve.run import endpoints
 
-    from cluster import connect
-
-    mine = False
-    with journal.stage("ray"):
-        session = connect.session(keep=True, progress=out.progress)
-        cluster = session.__enter__()
+    in_vain = False
     try:
-        yield cluster
-    except BaseException:
-        mine = cluster.started and not endpoints(cluster)
-        raise
+        with contextlib.ExitStack() as stack:
+            with journal.stage("ray"):
+                cluster = stack.enter_context(connect.session(keep=True, progress=out.progress))
+            try:
+                yield cluster
+            except BaseException:
+                with contextlib.suppress(ShoalError):  # a cluster that is gone serves nothing either
+                    in_vain = cluster.started and not endpoints(cluster)
+                raise
     finally:
-        session.__exit__(None, None, None)
-        if mine:
+        if in_vain:
             connect.down()
 
 
