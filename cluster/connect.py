@@ -65,7 +65,7 @@ def session(*, keep: bool = False, progress: Progress = silent) -> Iterator[Clus
             state, started = _ensure(folder, wanted, keep=keep, progress=progress)
             use = _share(folder)
         try:
-            with watched(state), _quiet():
+            with watched(lambda: state.alive), _quiet():
                 _attach(state)
                 yield _cluster(folder, state, started=started)
         finally:

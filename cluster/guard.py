@@ -5,23 +5,22 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import ClusterGone, InputError, RunFailed
-
-if TYPE_CHECKING:
-    from cluster.embedded import State
 
 WATCH_S = 0.5
 _NETWORK = ("ray", "httpx", "httpcore", "aiohttp", "grpc")
 
 
 @contextmanager
-def watched(state: State) -> Iterator[None]:
+def watched(alive: Callable[[], bool]) -> Iterator[None]:
     """Turn what goes wrong because Ray went away into ClusterGone, and don't wait for Ray to find out by itself.
+
+    `alive` says whether its daemons run.
 
     Ray's client gives a vanished control service a minute, and then ends the process. So a thread looks after the
     daemons, and interrupts the main thread when one is gone.
@@ -30,7 +29,7 @@ def watched(state: State) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(WATCH_S):
-            if not state.alive:
+            if not alive():
                 gone.set()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
@@ -43,7 +42,7 @@ def watched(state: State) -> Iterator[None]:
         raise
     except BaseException as error:
         interrupted = gone.is_set() and isinstance(error, KeyboardInterrupt)
-        if interrupted or (_of_network(error) and _is_gone(state)) or (isinstance(error, RunFailed) and gone.is_set()):
+        if interrupted or (_of_network(error) and _is_gone(alive)) or (isinstance(error, RunFailed) and gone.is_set()):
             raise ClusterGone("Ray went away in the middle of this; run the command again to start it anew") from error
         raise
     finally:
@@ -54,12 +53,12 @@ def _of_network(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _NETWORK
 
 
-def _is_gone(state: State) -> bool:
+def _is_gone(alive: Callable[[], bool]) -> bool:
     # Its own processes see it go a moment before it is gone.
     deadline = time.monotonic() + 1
-    while state.alive and time.monotonic() < deadline:
+    while alive() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not state.alive
+    return not alive()
 
 
 @contextmanager
