@@ -136,7 +136,9 @@ def write(folder: Path, tables: dict[str, pa.Table], labels: list[str], **report
     for split, table in tables.items():
         parquet.write_table(table, folder / f"{split}.parquet")
     rows = {split: len(table) for split, table in tables.items()}
-    content = {"digest": folder.name, "labels": [str(label) for label in labels], "rows": rows, **report}
+    sources = {"train": {"name": "tiny.csv", "sha256": "ab" * 32}}
+    content = {"digest": folder.name, "labels": [str(label) for label in labels], "rows": rows, "sources": sources}
+    content |= report
     (folder / "data.json").write_text(json.dumps(content))
     prepared = Prepared.open(folder)
     assert prepared is not None

@@ -33,6 +33,7 @@ from ray.train.v2.api.report_config import CheckpointConsistencyMode, Checkpoint
 from cluster import tasks
 from cluster.errors import ClusterGone, InputError, RunFailed, ShoalError
 from cluster.spec import Spec
+from train.events import Events
 from train.loop import Job, loop
 
 # How often the controller asks the workers whether they are done: Ray's 2 s would be a tenth of a short run.
@@ -127,6 +128,7 @@ def _fit(job: Job) -> dict[str, float]:
     metrics = trainer(job.spec.task).fit(job.spec, job.data, job.labels, part)
     shutil.rmtree(job.folder / "model", ignore_errors=True)
     part.rename(job.folder / "model")
+    Events(job.folder).write(step=1, total=1, metrics=metrics)
     return metrics
 
 

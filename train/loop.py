@@ -7,7 +7,6 @@ that was not, and no random state is stored.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import secrets
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from cluster.errors import RunFailed
 from cluster.spec import Spec
 from train import batches, checkpoint, optim
+from train.events import Events
 from train.tasks import trainer
 
 # Points of the training curve that are kept, at most.
@@ -69,7 +69,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     """
     train, rank, workers, device = job.spec.train, session.rank, session.workers, session.device
     lead = rank == 0
-    events = _Events(job.folder / "events.jsonl") if lead else None
+    events = Events(job.folder) if lead else None
 
     # The machine: each worker its share of the cores; the arithmetic the device has.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // session.local_workers))
@@ -297,16 +297,3 @@ def _memory(spec: Spec) -> Iterator[None]:
             f"{train.gradient_accumulation_steps}), or lower train.batch_size (now {train.batch_size}) or "
             f"train.max_length (now {train.max_length})"
         ) from error
-
-
-class _Events:
-    """What the run tells, one JSON object a line: whoever started it reads along, so no step waits for a server."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a", buffering=1)
-        # A worker killed while writing leaves half a line.
-        self._stream.write("\n")
-
-    def write(self, **event: Any) -> None:
-        self._stream.write(json.dumps(event) + "\n")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import settings, tasks, weights
-from cluster.errors import NotFound, ShoalError
+from cluster.errors import InputError, NotFound, ShoalError
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
+from train import events
 
 if TYPE_CHECKING:
     from train.data import Prepared
@@ -52,7 +53,7 @@ def key(spec: Spec, prepared: Prepared) -> str:
 
         base = f"{reference.name} scikit-learn {version('scikit-learn')}"
     else:
-        base = weights.digest(resolve(reference, weights=not spec.train.from_scratch))
+        base = weights.digest(_base(spec))
     # How often a lost worker is replaced changes nothing about the model.
     section = spec.train.model_dump(exclude={"max_failures"})
     whole = [spec.task, base, prepared.digest, prepared.labels, section, _code()]
@@ -65,7 +66,8 @@ def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | No
     if found is None:
         return None
     try:
-        return Trained(found.id, registry.run_folder(found.id), found.metrics, reused=True, seconds=0.0)
+        metrics = json.loads(found.tags["shoal.metrics"])
+        return Trained(found.id, registry.run_folder(found.id), metrics, reused=True, seconds=0.0)
     except NotFound:
         return None  # its files were deleted: make them again
 
@@ -94,14 +96,13 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
     from train.launch import launch
     from train.loop import Job
 
-    base = Path()
-    if spec.model_ref().kind != "estimator":
-        base = resolve(spec.model_ref(), registry, weights=not spec.train.from_scratch, progress=progress)
+    base = Path() if spec.model_ref().kind == "estimator" else _base(spec, registry, progress)
     job = Job(spec=spec, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
     try:
         metrics = launch(job, journal.follow)
         journal.follow(last=True)
-        registry.log(run_id, metrics, step=int(metrics.get("step", 0)))
+        # The best checkpoint's, which are not the last of the curves.
+        registry.set_tags(run_id, {"shoal.metrics": json.dumps(metrics)})
         registry.log_artifacts(run_id, folder / "model", "model")
     except KeyboardInterrupt:
         registry.end_run(run_id, "KILLED")
@@ -122,12 +123,13 @@ class _Journal:
     """Carries what rank 0 tells in its file over to the registry and to whoever watches."""
 
     def __init__(self, folder: Path, registry: Registry, progress: Progress) -> None:
-        self._file, self._events = folder / "run.json", folder / "events.jsonl"
+        self._folder, self._file = folder, folder / "run.json"
         self._registry, self._progress = registry, progress
         self._state: dict[str, Any] = {"run_id": "", "offset": 0}
         self._pending: list[dict[str, Any]] = []
         self._wrote = time.monotonic()
         self._last: dict[str, Any] = {}
+        self._note = ""
 
     def open(self, spec: Spec, prepared: Prepared, digest: str) -> str:
         """The id of the run: the one that was broken off, or a new one."""
@@ -155,35 +157,19 @@ class _Journal:
 
     def follow(self, *, last: bool = False) -> None:
         """Read what is new, tell of it, and every few seconds write it to the registry."""
-        for event in self._new():
+        found, self._state["offset"] = events.read(self._folder, self._state["offset"])
+        for event in found:
             if "warning" in event:
                 logging.getLogger("shoal").warning("%s", event["warning"])
             else:
                 self._last |= event
+                if "train/loss" in event.get("metrics", {}):
+                    self._note = f"loss {event['metrics']['train/loss']:.3f}"
                 self._pending.append(event)
         if self._last:
-            loss = self._last.get("metrics", {}).get("train/loss")
-            note = f"loss {loss:.3f}" if loss is not None else ""
-            self._progress("train", self._last["step"], self._last["total"], note)
+            self._progress("train", self._last["step"], self._last["total"], self._note)
         if self._pending and (last or time.monotonic() - self._wrote > _EVERY):
             self._write()
-
-    def _new(self) -> list[dict[str, Any]]:
-        try:
-            with self._events.open("rb") as stream:
-                stream.seek(self._state["offset"])
-                raw = stream.read()
-        except FileNotFoundError:
-            return []
-        whole = raw[: raw.rfind(b"\n") + 1]
-        self._state["offset"] += len(whole)
-        events = []
-        for line in whole.splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue  # half a line, of a worker that was killed in the middle of it
-        return [event for event in events if isinstance(event, dict)]
 
     def _write(self) -> None:
         run_id = self._state["run_id"]
@@ -205,10 +191,18 @@ class _Journal:
         os.replace(part, self._file)
 
 
+def _base(spec: Spec, registry: Registry | None = None, progress: Progress = silent) -> Path:
+    """The folder to start from. Raises InputError where it cannot be had, or has no weights and needs some."""
+    try:
+        return resolve(spec.model_ref(), registry, weights=not spec.train.from_scratch, progress=progress)
+    except InputError as error:
+        if "no weights" not in error.message:
+            raise
+        raise InputError(f"model: {error.message}; or start from random weights: train.from_scratch: true") from None
+
+
 def _fits(spec: Spec, row: tasks.Task) -> None:
     """Refuse a model of the wrong kind for the task before anything is started. Raises InputError."""
-    from cluster.errors import InputError
-
     estimator = spec.model_ref().kind == "estimator"
     if row.modality == "tabular" and not estimator:
         raise InputError(
