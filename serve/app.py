@@ -50,14 +50,6 @@ class ModelArgs(BaseModel):
     attempt: int
 
 
-@serve.deployment(
-    name="Model",
-    # A model that cannot be loaded fails the same way the second time.
-    max_constructor_retry_count=1,
-    # The new version answers before the old one is taken away, so a bad one takes nothing away.
-    max_surge_percent=100,
-)
-@serve.ingress()
 class Model:
     """One replica: decode, batch across requests, answer."""
 
@@ -158,4 +150,11 @@ class Model:
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The application of one model; `args` are ModelArgs."""
-    return Model.bind(dict(args))
+    deployment = serve.deployment(
+        name="Model",
+        # A model that cannot be loaded fails the same way the second time.
+        max_constructor_retry_count=1,
+        # The new version answers before the old one is taken away, so a bad one takes nothing away.
+        max_surge_percent=100,
+    )
+    return deployment(serve.ingress()(Model)).bind(dict(args))

@@ -37,8 +37,6 @@ _PASSED_BACK = ("content-type", "content-length", "content-encoding", "retry-aft
 _RETRY = ((b"retry-after", b"1"),)
 
 
-@serve.deployment(name="Gateway", max_constructor_retry_count=2, max_surge_percent=100)
-@serve.ingress()
 class Gateway:
     """One replica of the gateway; see `answer` for the routes."""
 
@@ -120,7 +118,7 @@ class Gateway:
                 data = body.stream() if body.whole is None else body.whole
                 try:
                     async with session.post(url, data=data, headers=passed, timeout=timeout) as answer:
-                        if (answer.content_length or WHOLE_BYTES + 1) <= WHOLE_BYTES:
+                        if answer.status >= 400 or (answer.content_length or WHOLE_BYTES + 1) <= WHOLE_BYTES:
                             return await _pass_back(answer, await answer.read(), name, send)
                         return await _stream_back(answer, send)
                 except (aiohttp.ServerDisconnectedError, ConnectionResetError):
@@ -230,4 +228,5 @@ async def _refuse(
 
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The gateway's application. Nothing is in `args` but which attempt it is; see serve.applications."""
-    return Gateway.bind()
+    deployment = serve.deployment(name="Gateway", max_constructor_retry_count=2, max_surge_percent=100)
+    return deployment(serve.ingress()(Gateway)).bind()

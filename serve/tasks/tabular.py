@@ -58,7 +58,12 @@ class TabularClassification:
         """The labels of each frame's rows."""
         import pandas as pd
 
-        indices = self.model.predict(batch[0] if len(batch) == 1 else pd.concat(batch, ignore_index=True))
+        rows = batch[0] if len(batch) == 1 else pd.concat(batch, ignore_index=True)
+        if hasattr(self.model, "predict_proba"):
+            # As evaluation does it: some estimators' own predict() disagrees with their probabilities.
+            indices = self.model.classes_[self.model.predict_proba(rows).argmax(axis=1)]
+        else:
+            indices = self.model.predict(rows)
         labels = [self.labels[int(index)] for index in indices]
         answers: list[list[str]] = []
         start = 0

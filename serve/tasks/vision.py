@@ -91,15 +91,15 @@ class ImageClassification:
 def _open(data: bytes, *, wants: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise TooLarge(f"the picture has {width} x {height} pixels; {MAX_PIXELS} at most: make it smaller")
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except TooLarge:
-        raise
+            # Only the header is read yet: a bomb is small until it is unpacked.
+            if picture.width * picture.height <= MAX_PIXELS:
+                return ImageOps.exif_transpose(picture).convert("RGB")
+    except Image.DecompressionBombError:
+        pass  # Pillow's own limit, above ours
     except Exception:
         # Other people's bytes: Pillow raises what each format's reader happens to trip over.
         raise InputError(f"the request is no picture that can be read; this model takes {wants}") from None
+    raise TooLarge(f"the picture is too large; {MAX_PIXELS} pixels at most")
 
 
 def _from_query(query: Mapping[str, str], default: Parameters) -> Parameters:

@@ -1,0 +1,367 @@
+"""The gateway and a model's replica in this process, as the ASGI applications they are: no Ray, but real sockets."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import serve_tiny as tiny
+from aiohttp import web
+
+from serve.app import Model
+from serve.asgi import application
+from serve.gateway import Gateway
+
+SECTION = {"max_batch_size": 8, "batch_wait_ms": 2, "request_timeout_s": 20, "max_body_mb": 1}
+
+
+def entry(task="text-classification", timeout_s=20):
+    return {"task": task, "version": "models:/a/1", "request": "{inputs}", "response": "[[]]", "timeout_s": timeout_s}
+
+
+@asynccontextmanager
+async def gateway(handler, *, timeout_s=20, max_body_mb=1):
+    """A client of a gateway that knows of `reviews` and `flowers`, in front of `handler`."""
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    way = Gateway()
+    models = {"reviews": entry(timeout_s=timeout_s), "flowers": entry("tabular-classification")}
+    url = f"http://127.0.0.1:{port}"
+    way.reconfigure({"models": models, "upstream": url, "public_url": url, "max_body_mb": max_body_mb})
+    transport = httpx.ASGITransport(application(way.answer))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+    if way.session is not None:
+        await way.session.close()
+    await runner.cleanup()
+
+
+async def echo(request):
+    body = await request.read()
+    return web.json_response(
+        {
+            "path": request.path_qs,
+            "size": len(body),
+            "type": request.headers.get("content-type"),
+            "tail": body[-5:].hex(),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """One loop for all: serve.batch keeps its queue by class, and the queue its loop."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def run(loop):
+    return loop.run_until_complete
+
+
+def test_bytes_and_query_go_through_unchanged(run):
+    async def main():
+        async with gateway(echo) as client:
+            body = bytes(range(256)) * 3000  # 768,000: streamed, not held
+            answer = await client.post("/models/reviews?top_k=2", content=body, headers={"content-type": "image/png"})
+            assert answer.status_code == 200
+            expected = {"path": "/m/reviews?top_k=2", "size": len(body), "type": "image/png", "tail": body[-5:].hex()}
+            assert answer.json() == expected
+
+            async def pieces():
+                for start in range(0, len(body), 100_000):
+                    yield body[start : start + 100_000]
+
+            answer = await client.post("/models/reviews", content=pieces())
+            assert (answer.json()["size"], answer.json()["tail"]) == (len(body), body[-5:].hex())
+
+    run(main())
+
+
+def test_too_large_a_body_is_413_declared_or_streamed(run):
+    async def main():
+        async with gateway(echo) as client:
+            answer = await client.post("/models/reviews", content=b"a" * (2**20 + 1))
+            assert answer.status_code == 413
+            assert "http.max_body_mb" in answer.json()["error"]
+
+            async def pieces():
+                for _ in range(30):
+                    yield b"a" * 100_000
+
+            answer = await client.post("/models/reviews", content=pieces())
+            assert answer.status_code == 413
+            assert answer.json()["error_type"] == "TooLarge"
+
+    run(main())
+
+
+def test_what_is_not_there_is_404_with_the_nearest(run):
+    async def main():
+        async with gateway(echo) as client:
+            answer = await client.post("/models/review", json={})
+            assert (answer.status_code, answer.json()["error_type"]) == (404, "NotFound")
+            assert "did you mean reviews?" in answer.json()["error"]
+            for path in ("/models/org/reviews", "/models/", "/models/..%2fm%2freviews"):
+                answer = await client.post(path, json={})
+                assert (answer.status_code, answer.json()["error_type"]) == (404, "NotFound"), path
+            for path in ("/", "/nothing", "/models/nope", "/m/reviews"):
+                answer = await client.get(path)
+                assert (answer.status_code, answer.json()["error_type"]) == (404, "NotFound"), path
+            answer = await client.put("/models/reviews", json={})
+            assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+
+    run(main())
+
+
+def test_a_full_queue_and_a_missing_replica_are_429_with_retry_after(run):
+    """JS clients retry a 503 at once and for ever: one must never come out."""
+    answers = iter([(503, "text/plain"), (429, "text/plain"), (500, "text/plain"), (503, "application/json")])
+
+    async def busy(request):
+        status, media = next(answers)
+        answer = web.StreamResponse(status=status, headers={"content-type": media})  # no length, as Serve's have none
+        await answer.prepare(request)
+        await answer.write(b"{}")
+        return answer
+
+    async def main():
+        async with gateway(busy) as client:
+            for _ in range(4):
+                answer = await client.post("/models/reviews", json={})
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+                assert answer.json()["error_type"] == "Overloaded"
+
+    run(main())
+
+
+def test_our_own_errors_come_through_as_they_are(run):
+    async def wrong(request):
+        return web.json_response({"error": "no", "error_type": "InputError"}, status=400)
+
+    async def main():
+        async with gateway(wrong) as client:
+            answer = await client.post("/models/reviews", json={})
+            assert (answer.status_code, answer.json()) == (400, {"error": "no", "error_type": "InputError"})
+
+    run(main())
+
+
+def test_no_answer_in_time_is_504(run):
+    async def slow(request):
+        await asyncio.sleep(1.5)
+        return web.Response()
+
+    async def main():
+        async with gateway(slow, timeout_s=-0.8) as client:  # a second is added for the way
+            answer = await client.post("/models/reviews", json={})
+            assert (answer.status_code, answer.json()["error_type"]) == (504, "Timeout")
+
+    run(main())
+
+
+def test_a_connection_that_dies_is_tried_once_more(run):
+    seen = []
+
+    async def dying(request):
+        seen.append(await request.read())
+        if len(seen) == 1:
+            request.transport.abort()
+        return web.json_response(["answer"])
+
+    async def main():
+        async with gateway(dying) as client:
+            answer = await client.post("/models/reviews", content=b"body")
+            assert (answer.status_code, answer.json()) == (200, ["answer"])
+            assert seen == [b"body", b"body"]
+
+    run(main())
+
+
+def test_a_replica_that_always_dies_is_502_after_two_tries(run):
+    seen = []
+
+    async def dying(request):
+        seen.append(1)
+        request.transport.abort()
+
+    async def main():
+        async with gateway(dying) as client:
+            answer = await client.post("/models/reviews", content=b"body")
+            assert (answer.status_code, answer.json()["error_type"], len(seen)) == (502, "Unavailable", 2)
+
+    run(main())
+
+
+def test_models_health_and_openapi(run):
+    async def main():
+        async with gateway(echo) as client:
+            models = (await client.get("/models")).json()
+            assert [model["name"] for model in models] == ["flowers", "reviews"]
+            assert models[1]["url"].endswith("/models/reviews")
+            assert (await client.get("/models/reviews")).json() == models[1]
+            assert (await client.get("/health")).json() == {"status": "ok", "models": 2}
+            document = (await client.get("/openapi.json")).json()
+            assert document["openapi"] == "3.1.0"
+            assert set(document["paths"]) == {
+                "/health",
+                "/models",
+                "/openapi.json",
+                "/models/reviews",
+                "/models/flowers",
+            }
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    assert operation["responses"]["200"]["description"]
+            body = document["paths"]["/models/reviews"]["post"]["requestBody"]
+            assert body["content"]["application/json"]["schema"]["required"] == ["inputs"]
+
+    run(main())
+
+
+def test_the_gateway_imports_no_torch(
+    run,
+):
+    import subprocess
+    import sys
+
+    code = "import sys, serve.gateway, serve.run; sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    return tiny.bert(tmp_path_factory.mktemp("replica") / "bert")
+
+
+@pytest.fixture(autouse=True)
+def in_a_replica():
+    """serve.batch asks the replica that it runs in how much that takes on."""
+    from ray.serve._private.common import DeploymentID, ReplicaID
+    from ray.serve._private.config import DeploymentConfig
+    from ray.serve.context import _set_internal_replica_context
+    from ray.serve.schema import ReplicaRank
+
+    _set_internal_replica_context(
+        replica_id=ReplicaID("r", DeploymentID("Model", "a")),
+        servable_object=lambda: None,
+        _deployment_config=DeploymentConfig(max_ongoing_requests=64),
+        rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
+        world_size=1,
+    )
+
+
+def replica(folder, **changed) -> Model:
+    args = {
+        "name": "a",
+        "task": "text-classification",
+        "version": "1",
+        "folder": str(folder),
+        "device": "cpu",
+        "attempt": 0,
+    }
+    model = Model(args)
+    model.reconfigure({**SECTION, **changed})
+    return model
+
+
+def client_of(model: Model) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application(model.answer)), base_url="http://replica")
+
+
+def test_requests_share_a_forward_pass_and_get_their_own_answers(run, model_folder):
+    async def main():
+        model = replica(model_folder, batch_wait_ms=50)
+        sizes = []
+        predict = model.handler.predict
+        model.handler.predict = lambda batch: sizes.append(len(batch)) or predict(batch)
+        async with client_of(model) as client:
+            texts = [f"text number {index}" for index in range(8)]
+            answers = await asyncio.gather(*(client.post("/", json={"inputs": text}) for text in texts))
+        assert sizes == [8]
+        for text, answer in zip(texts, answers, strict=True):
+            scores = {one["label"]: one["score"] for one in answer.json()[0]}
+            assert scores == pytest.approx(tiny.bert_scores(model_folder, text), abs=1e-4)
+
+    run(main())
+
+
+def test_a_bad_input_fails_alone_and_not_its_batch(run, model_folder):
+    async def main():
+        model = replica(model_folder, batch_wait_ms=50)
+        predict = model.handler.predict
+
+        def picky(batch):
+            if any(text == "poison" for text, _ in batch):
+                raise RuntimeError("cuda says no")
+            return predict(batch)
+
+        model.handler.predict = picky
+        async with client_of(model) as client:
+            texts = ["fine", "poison", "fine too"]
+            good, bad, other = await asyncio.gather(*(client.post("/", json={"inputs": text}) for text in texts))
+        assert (good.status_code, bad.status_code, other.status_code) == (200, 500, 200)
+        assert bad.json()["error_type"] == "RunFailed"
+        assert "cuda says no" not in bad.text
+
+    run(main())
+
+
+def test_a_replica_refuses_with_json_and_a_status(run, model_folder):
+    async def main():
+        model = replica(model_folder)
+        async with client_of(model) as client:
+            cases = [
+                (await client.post("/", content=b"nope"), 400, "InputError"),
+                (await client.post("/", content=b""), 400, "InputError"),
+                (await client.post("/", content=b"\x89PNG\r\n\x1a\n"), 400, "InputError"),
+                (await client.post("/", content=b"a" * (2**20 + 1)), 413, "TooLarge"),
+                (await client.post("/", content=b"x", headers={"content-encoding": "gzip"}), 400, "InputError"),
+                (await client.get("/"), 405, "MethodNotAllowed"),
+            ]
+            for answer, status, kind in cases:
+                assert (answer.status_code, answer.json()["error_type"]) == (status, kind)
+                assert set(answer.json()) == {"error", "error_type"}
+            answer = await client.post("/", content=json.dumps({"inputs": "still here"}))
+            assert answer.status_code == 200
+
+    run(main())
+
+
+def test_a_replica_that_is_too_slow_says_so(run, model_folder):
+    async def main():
+        import time
+
+        model = replica(model_folder, request_timeout_s=0.2)
+        predict = model.handler.predict
+        model.handler.predict = lambda batch: time.sleep(0.5) or predict(batch)
+        async with client_of(model) as client:
+            answer = await client.post("/", json={"inputs": "slow"})
+            assert (answer.status_code, answer.json()["error_type"]) == (504, "Timeout")
+            assert "serve.request_timeout_s" in answer.json()["error"]
+            model.handler.predict = predict
+            await asyncio.sleep(0.5)
+            assert (await client.post("/", json={"inputs": "fast"})).status_code == 200
+
+    run(main())
+
+
+def test_nan_is_no_answer(run, model_folder):
+    async def main():
+        import numpy as np
+
+        model = replica(model_folder)
+        model.handler.predict = lambda batch: [np.array([np.nan, 0.0]) for _ in batch]
+        async with client_of(model) as client:
+            answer = await client.post("/", json={"inputs": "x"})
+            assert (answer.status_code, answer.json()["error_type"]) == (500, "RunFailed")
+
+    run(main())
