@@ -1,4 +1,4 @@
-"""Rows a second of one and of two workers against a plain torch loop, in one run: python tests/benchmarks/train.py.
+"""Rows a second of one and of two workers against a plain torch loop, in one run: python tests/benchmarks/training.py.
 
 All three do the same steps on the same rows: whole batches of equally long texts, forward, backward, clipping, AdamW.
 The plain loop has two threads, one worker has two, two workers have one each. They take turns, so that what else the
