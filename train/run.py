@@ -92,7 +92,8 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
     journal = _Journal(folder, registry, progress)
     run_id = journal.open(spec, prepared, digest)
 
-    # The work.
+    # The work. The first step is some seconds of imports away.
+    progress("train", 0, 0, "starting the workers")
     from train.launch import launch
     from train.loop import Job
 
