@@ -70,8 +70,8 @@ def deploy(
         change.applications[spec.name] = wanted
         if GATEWAY not in change.before or change.failed(GATEWAY):
             change.tell_gateway(change.models())
-    progress(stage, 0, 3, "starting a replica")
     try:
+        progress(stage, 0, 3, "starting a replica")
         _wait_running(cluster, spec.name, wait_s, lambda note: progress(stage, 1, 3, note))
     except BaseException:
         _take_back(cluster, spec.name, wanted, before)

@@ -85,7 +85,7 @@ def serving_session(out: Output, journal: Journal) -> Iterator[Cluster]:
                 yield cluster
             except BaseException:
                 with contextlib.suppress(ShoalError):  # a cluster that is gone serves nothing either
-                    in_vain = cluster.started and not endpoints(cluster)
+                    in_vain = cluster.started and all(one.state == "DELETING" for one in endpoints(cluster))
                 raise
     finally:
         if in_vain:
