@@ -162,6 +162,7 @@ def test_pictures_become_what_the_model_takes(tmp_path: Path) -> None:
         task.collate([{"image": b"nope", "label": 0}])
 
 
+@pytest.mark.slow
 def test_digits_are_learned_by_a_tiny_vit(tmp_path: Path) -> None:
     from test_train_loop import curve, run
 
