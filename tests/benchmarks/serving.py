@@ -1,0 +1,216 @@
+"""Requests a second and CPU-milliseconds a request of one text model: Shoal against plain FastAPI, LitServe and Serve.
+
+    python tests/benchmarks/serving.py [MODEL_FOLDER] [--seconds 5] [--rounds 3] [--concurrent 32] [--only NAME ...]
+
+Without a folder a BERT of 6 layers x 256 is made, with random weights. Each server has one process with the model and
+one torch thread in it; all are up at once, and are asked in turn, round after round, so that whatever else the machine
+does hits all alike. CPU time is that of a server's whole process tree, Ray's own daemons included; wall times on a
+busy machine mean little, CPU times do. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+TEXT = "the quick brown fox jumps over it"
+BATCH, WAIT_S = 32, 0.005
+
+
+@dataclass
+class Server:
+    """One contestant: where to post, which processes are its own, and what each round gave."""
+
+    name: str
+    url: str
+    processes: Callable[[], list[psutil.Process]]
+    rates: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    by_part: dict[str, float] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--concurrent", type=int, default=32)
+    parser.add_argument("--only", nargs="*", default=["fastapi", "litserve", "serve", "shoal"])
+    arguments = parser.parse_args()
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAY_worker_niceness="0")
+
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b")))
+        folder = (arguments.folder or _make(work / "bert")).resolve()
+
+        # Start everything.
+        servers: list[Server] = []
+        for kind in arguments.only:
+            if kind == "shoal":
+                servers += _shoal(folder, work, stack)
+            else:
+                servers.append(_child(kind, folder, stack))
+        expected = None
+        for server in servers:
+            answer = asyncio.run(_load(server.url, 1, seconds=0.1))[2]
+            best = [(one["label"], round(one["score"], 4)) for one in answer[0]]
+            assert expected in (None, best), f"{server.name} answers {best}, not {expected}"
+            expected = best
+            asyncio.run(_load(server.url, arguments.concurrent, seconds=1.5))
+
+        # In turn, round after round.
+        for _ in range(arguments.rounds):
+            for server in servers:
+                before = _cpu(server)
+                started = time.perf_counter()
+                done, latencies, _ = asyncio.run(_load(server.url, arguments.concurrent, seconds=arguments.seconds))
+                wall = time.perf_counter() - started
+                used = {pid: seconds - before.get(pid, (0.0, ""))[0] for pid, (seconds, _) in _cpu(server).items()}
+                names = {pid: name for pid, (_, name) in _cpu(server).items()}
+                server.rates.append(done / wall)
+                server.cpu_ms.append(1000 * sum(used.values()) / done)
+                server.p99_ms.append(1000 * sorted(latencies)[int(0.99 * len(latencies))])
+                for pid, seconds in used.items():
+                    part = names.get(pid, "?")
+                    server.by_part[part] = server.by_part.get(part, 0) + 1000 * seconds / done / arguments.rounds
+
+    print(f"\n{'':16}{'requests/s':>12}{'CPU-ms/request':>16}{'p99 ms':>10}   where the CPU went (ms/request)")
+    for server in servers:
+        parts = sorted(server.by_part.items(), key=lambda item: -item[1])
+        text = ", ".join(f"{name} {value:.2f}" for name, value in parts if value >= 0.02)
+        rate, cpu, p99 = (statistics.median(values) for values in (server.rates, server.cpu_ms, server.p99_ms))
+        print(f"{server.name:16}{rate:12.1f}{cpu:16.2f}{p99:10.0f}   {text}")
+    results = {
+        server.name: {
+            "requests_per_s": [round(value, 1) for value in server.rates],
+            "cpu_ms_per_request": [round(value, 3) for value in server.cpu_ms],
+        }
+        for server in servers
+    }
+    print(json.dumps({"model": folder.name, "concurrent": arguments.concurrent, "results": results}))
+
+
+def _make(folder: Path) -> Path:
+    sys.path.append(str(Path(__file__).parent.parent))
+    from serve_tiny import bert
+
+    return bert(folder, hidden=256, layers=6)
+
+
+async def _load(url: str, concurrent: int, *, seconds: float) -> tuple[int, list[float], Any]:
+    """Post from `concurrent` connections for so long: how many were answered, how long each took, the last answer."""
+    end = time.perf_counter() + seconds
+    latencies: list[float] = []
+    last: Any = None
+    body = json.dumps({"inputs": TEXT}).encode()
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def one() -> None:
+            nonlocal last
+            while time.perf_counter() < end:
+                started = time.perf_counter()
+                async with session.post(url, data=body, headers={"content-type": "application/json"}) as answer:
+                    last = await answer.json()
+                    assert answer.status == 200, last
+                latencies.append(time.perf_counter() - started)
+
+        await asyncio.gather(*(one() for _ in range(concurrent)))
+    return len(latencies), latencies, last
+
+
+def _cpu(server: Server) -> dict[int, tuple[float, str]]:
+    """CPU seconds so far and a short name of each process of a server."""
+    found: dict[int, tuple[float, str]] = {}
+    for process in server.processes():
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            title = " ".join(process.cmdline()[:1]) or process.name()
+            name = title.split("/")[-1] if "/" in title.split(" ")[0] else title
+            found[process.pid] = (times.user + times.system, name.replace("ray::ServeReplica:", ""))
+    return found
+
+
+def _shoal(folder: Path, work: Path, stack: ExitStack) -> list[Server]:
+    os.environ["SHOAL_HOME"] = str(work / "home")
+    from cluster import connect, embedded, processes
+    from cluster.spec import parse
+    from serve import run
+
+    cluster = stack.enter_context(connect.session())
+    spec = parse(f"name: bench\ntask: text-classification\nmodel: {folder}\nserve: {{max_batch_size: {BATCH}}}")
+    endpoint = run.deploy(spec, model_uri="models:/bench/1", folder=folder, cluster=cluster)
+    root = embedded.scratch_folder(cluster.home)
+    return [
+        Server("shoal", endpoint.url, lambda: processes.members(root)),
+        Server("shoal, /m", f"{cluster.http_url}/m/bench", lambda: processes.members(root)),
+    ]
+
+
+def _child(kind: str, folder: Path, stack: ExitStack) -> Server:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("rivals.py")),
+            kind,
+            str(folder),
+            str(port),
+            str(BATCH),
+            str(WAIT_S),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process = psutil.Process(child.pid)
+
+    def tree() -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return [process, *process.children(recursive=True)]
+        return []
+
+    def end() -> None:
+        # The children first learn of it, Ray's among them; what is left after ten seconds is killed.
+        family = tree()
+        child.terminate()
+        _, left = psutil.wait_procs(family, timeout=10)
+        for one in left:
+            with suppress(psutil.Error):
+                one.kill()
+        child.wait()
+
+    stack.callback(end)
+    url = f"http://127.0.0.1:{port}/predict"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            asyncio.run(_load(url, 1, seconds=0.01))
+            return Server(kind, url, tree)
+        except (aiohttp.ClientError, AssertionError, ValueError):
+            assert child.poll() is None, f"{kind} ended with {child.returncode}"
+            assert time.monotonic() < deadline, f"{kind} did not start"
+            time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()
