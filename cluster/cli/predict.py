@@ -25,12 +25,11 @@ def command(model: str, value: str, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from serve.run import endpoints
-
     from cluster import connect
     from cluster.cli import ask
     from cluster.errors import NotFound
     from cluster.spec import load
+    from serve.run import endpoints
 
     name = load(model).name if Path(model).suffix in (".yaml", ".yml") else model
     cluster = connect.running()
