@@ -31,6 +31,7 @@ from serve.asgi import (
     read_body,
     respond,
 )
+from serve.batch import Batcher
 
 log = logging.getLogger("ray.serve")
 # Decoding more than this takes longer than handing it to a thread.
@@ -58,18 +59,14 @@ class Model:
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
         self.handler.setup(Path(self.args.folder), self.args.device)
-        # One thread: forward passes queue up instead of fighting over the cores that torch already uses all of.
-        self.predictor = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self.batcher = Batcher(self.predict)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Settings that change without a restart: batching, time and size limits."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
-        self.max_batch_size: int = config["max_batch_size"]
-        batch: Any = self.batch  # serve.batch hangs its setters on the method
-        batch.set_max_batch_size(self.max_batch_size)
-        batch.set_batch_wait_timeout_s(config["batch_wait_ms"] / 1000)
+        self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
 
     async def __serve_build_asgi_app__(self) -> Any:
         return application(self.answer)
@@ -109,31 +106,19 @@ class Model:
                 inputs, parameters = await loop.run_in_executor(
                     self.decoder, self.handler.decode_request, body, media, query
                 )
-            outputs = await self.batch(inputs)  # pyright: ignore[reportCallIssue]
+            outputs = await self.batcher.submit(inputs)
             for output in outputs:
                 if isinstance(output, Exception):
                     raise output
             return encode(self.handler.encode_response(outputs, parameters))
 
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.005)
-    async def batch(self, requests: list[list[Any]]) -> list[list[Any]]:
-        """Outputs of each request's inputs, or the exception an input raised in an output's place."""
-        flat = [one for inputs in requests for one in inputs]
-        loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self.predictor, self.predict, flat)
-        answers = []
-        start = 0
-        for inputs in requests:
-            answers.append(outputs[start : start + len(inputs)])
-            start += len(inputs)
-        return answers
-
     def predict(self, inputs: list[Any]) -> list[Any]:
         """Forward passes of `max_batch_size` inputs at most. Where one raises, its inputs are run one by one, so that
         a bad input fails alone and not its neighbours."""
         outputs: list[Any] = []
-        for start in range(0, len(inputs), self.max_batch_size):
-            chunk = inputs[start : start + self.max_batch_size]
+        most = self.batcher.max_batch_size  # one request alone may hold more
+        for start in range(0, len(inputs), most):
+            chunk = inputs[start : start + most]
             with contextlib.suppress(Exception):
                 outputs.extend(self.handler.predict(chunk))
                 continue

@@ -16,12 +16,12 @@ from serve.gateway import Gateway
 SECTION = {"max_batch_size": 8, "batch_wait_ms": 2, "request_timeout_s": 20, "max_body_mb": 1}
 
 
-def entry(task="text-classification", timeout_s=20):
+def entry(task="text-classification", timeout_s: float = 20):
     return {"task": task, "version": "models:/a/1", "request": "{inputs}", "response": "[[]]", "timeout_s": timeout_s}
 
 
 @asynccontextmanager
-async def gateway(handler, *, timeout_s=20, max_body_mb=1):
+async def gateway(handler, *, timeout_s: float = 20, max_body_mb=1):
     """A client of a gateway that knows of `reviews` and `flowers`, in front of `handler`."""
     app = web.Application(client_max_size=2**30)
     app.router.add_route("*", "/{path:.*}", handler)
@@ -54,20 +54,7 @@ async def echo(request):
     )
 
 
-@pytest.fixture(scope="module")
-def loop():
-    """One loop for all: serve.batch keeps its queue by class, and the queue its loop."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def run(loop):
-    return loop.run_until_complete
-
-
-def test_bytes_and_query_go_through_unchanged(run):
+def test_bytes_and_query_go_through_unchanged():
     async def main():
         async with gateway(echo) as client:
             body = bytes(range(256)) * 3000  # 768,000: streamed, not held
@@ -83,10 +70,10 @@ def test_bytes_and_query_go_through_unchanged(run):
             answer = await client.post("/models/reviews", content=pieces())
             assert (answer.json()["size"], answer.json()["tail"]) == (len(body), body[-5:].hex())
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_too_large_a_body_is_413_declared_or_streamed(run):
+def test_too_large_a_body_is_413_declared_or_streamed():
     async def main():
         async with gateway(echo) as client:
             answer = await client.post("/models/reviews", content=b"a" * (2**20 + 1))
@@ -101,10 +88,10 @@ def test_too_large_a_body_is_413_declared_or_streamed(run):
             assert answer.status_code == 413
             assert answer.json()["error_type"] == "TooLarge"
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_what_is_not_there_is_404_with_the_nearest(run):
+def test_what_is_not_there_is_404_with_the_nearest():
     async def main():
         async with gateway(echo) as client:
             answer = await client.post("/models/review", json={})
@@ -119,10 +106,10 @@ def test_what_is_not_there_is_404_with_the_nearest(run):
             answer = await client.put("/models/reviews", json={})
             assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_full_queue_and_a_missing_replica_are_429_with_retry_after(run):
+def test_a_full_queue_and_a_missing_replica_are_429_with_retry_after():
     """JS clients retry a 503 at once and for ever: one must never come out."""
     answers = iter([(503, "text/plain"), (429, "text/plain"), (500, "text/plain"), (503, "application/json")])
 
@@ -140,10 +127,10 @@ def test_a_full_queue_and_a_missing_replica_are_429_with_retry_after(run):
                 assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
                 assert answer.json()["error_type"] == "Overloaded"
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_our_own_errors_come_through_as_they_are(run):
+def test_our_own_errors_come_through_as_they_are():
     async def wrong(request):
         return web.json_response({"error": "no", "error_type": "InputError"}, status=400)
 
@@ -152,10 +139,10 @@ def test_our_own_errors_come_through_as_they_are(run):
             answer = await client.post("/models/reviews", json={})
             assert (answer.status_code, answer.json()) == (400, {"error": "no", "error_type": "InputError"})
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_no_answer_in_time_is_504(run):
+def test_no_answer_in_time_is_504():
     async def slow(request):
         await asyncio.sleep(1.5)
         return web.Response()
@@ -165,10 +152,10 @@ def test_no_answer_in_time_is_504(run):
             answer = await client.post("/models/reviews", json={})
             assert (answer.status_code, answer.json()["error_type"]) == (504, "Timeout")
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_connection_that_dies_is_tried_once_more(run):
+def test_a_connection_that_dies_is_tried_once_more():
     seen = []
 
     async def dying(request):
@@ -183,10 +170,10 @@ def test_a_connection_that_dies_is_tried_once_more(run):
             assert (answer.status_code, answer.json()) == (200, ["answer"])
             assert seen == [b"body", b"body"]
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_replica_that_always_dies_is_502_after_two_tries(run):
+def test_a_replica_that_always_dies_is_502_after_two_tries():
     seen = []
 
     async def dying(request):
@@ -198,10 +185,10 @@ def test_a_replica_that_always_dies_is_502_after_two_tries(run):
             answer = await client.post("/models/reviews", content=b"body")
             assert (answer.status_code, answer.json()["error_type"], len(seen)) == (502, "Unavailable", 2)
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_models_health_and_openapi(run):
+def test_models_health_and_openapi():
     async def main():
         async with gateway(echo) as client:
             models = (await client.get("/models")).json()
@@ -224,12 +211,10 @@ def test_models_health_and_openapi(run):
             body = document["paths"]["/models/reviews"]["post"]["requestBody"]
             assert body["content"]["application/json"]["schema"]["required"] == ["inputs"]
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_the_gateway_imports_no_torch(
-    run,
-):
+def test_the_gateway_imports_no_torch():
     import subprocess
     import sys
 
@@ -240,23 +225,6 @@ def test_the_gateway_imports_no_torch(
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     return tiny.bert(tmp_path_factory.mktemp("replica") / "bert")
-
-
-@pytest.fixture(autouse=True)
-def in_a_replica():
-    """serve.batch asks the replica that it runs in how much that takes on."""
-    from ray.serve._private.common import DeploymentID, ReplicaID
-    from ray.serve._private.config import DeploymentConfig
-    from ray.serve.context import _set_internal_replica_context
-    from ray.serve.schema import ReplicaRank
-
-    _set_internal_replica_context(
-        replica_id=ReplicaID("r", DeploymentID("Model", "a")),
-        servable_object=lambda: None,
-        _deployment_config=DeploymentConfig(max_ongoing_requests=64),
-        rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
-        world_size=1,
-    )
 
 
 def replica(folder, **changed) -> Model:
@@ -277,7 +245,7 @@ def client_of(model: Model) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(application(model.answer)), base_url="http://replica")
 
 
-def test_requests_share_a_forward_pass_and_get_their_own_answers(run, model_folder):
+def test_requests_share_a_forward_pass_and_get_their_own_answers(model_folder):
     async def main():
         model = replica(model_folder, batch_wait_ms=50)
         sizes = []
@@ -291,10 +259,10 @@ def test_requests_share_a_forward_pass_and_get_their_own_answers(run, model_fold
             scores = {one["label"]: one["score"] for one in answer.json()[0]}
             assert scores == pytest.approx(tiny.bert_scores(model_folder, text), abs=1e-4)
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_bad_input_fails_alone_and_not_its_batch(run, model_folder):
+def test_a_bad_input_fails_alone_and_not_its_batch(model_folder):
     async def main():
         model = replica(model_folder, batch_wait_ms=50)
         predict = model.handler.predict
@@ -312,10 +280,10 @@ def test_a_bad_input_fails_alone_and_not_its_batch(run, model_folder):
         assert bad.json()["error_type"] == "RunFailed"
         assert "cuda says no" not in bad.text
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_replica_refuses_with_json_and_a_status(run, model_folder):
+def test_a_replica_refuses_with_json_and_a_status(model_folder):
     async def main():
         model = replica(model_folder)
         async with client_of(model) as client:
@@ -333,10 +301,10 @@ def test_a_replica_refuses_with_json_and_a_status(run, model_folder):
             answer = await client.post("/", content=json.dumps({"inputs": "still here"}))
             assert answer.status_code == 200
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_a_replica_that_is_too_slow_says_so(run, model_folder):
+def test_a_replica_that_is_too_slow_says_so(model_folder):
     async def main():
         import time
 
@@ -351,10 +319,10 @@ def test_a_replica_that_is_too_slow_says_so(run, model_folder):
             await asyncio.sleep(0.5)
             assert (await client.post("/", json={"inputs": "fast"})).status_code == 200
 
-    run(main())
+    asyncio.run(main())
 
 
-def test_nan_is_no_answer(run, model_folder):
+def test_nan_is_no_answer(model_folder):
     async def main():
         import numpy as np
 
@@ -364,4 +332,4 @@ def test_nan_is_no_answer(run, model_folder):
             answer = await client.post("/", json={"inputs": "x"})
             assert (answer.status_code, answer.json()["error_type"]) == (500, "RunFailed")
 
-    run(main())
+    asyncio.run(main())

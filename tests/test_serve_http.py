@@ -309,6 +309,7 @@ def test_a_killed_replica_comes_back_and_no_503_is_seen(served, cluster):
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 60
     statuses = []
+    answer = httpx.Response(0)
     while time.monotonic() < deadline:
         answer = httpx.post(served["flowers"], json=table, timeout=70)
         statuses.append(answer.status_code)
