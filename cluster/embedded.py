@@ -37,6 +37,8 @@ SERVING = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code and router on the replica's own loop, request log buffered
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # a killed replica costs no request
     "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica takes down two of them, not all
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # HAProxy knows of a leaving replica within 1; 30 by default
+    "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads sleep between operations: spinning ones fight a neighbour's
     "RAY_worker_niceness": "0",  # Ray runs workers at nice 15: an idle core away from anything else that computes
 }
 
