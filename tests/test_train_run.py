@@ -16,6 +16,7 @@ import psutil
 import pytest
 import train_tiny as tiny
 
+from cluster import connect, embedded, settings
 from cluster.errors import InputError
 from cluster.registry import Registry
 
@@ -31,41 +32,36 @@ LONG = {
     "max_failures": 2,
 }
 DRIVER = """
-import sys, ray
+import sys
 sys.path.insert(0, {tests!r})
 import train_tiny as tiny
 from pathlib import Path
+from cluster import connect
 from cluster.registry import Registry
 from train.data import Prepared
 from train.run import train
-ray.init(address={address!r}, log_to_driver=False)
 spec = tiny.spec({model!r}, name="broken-off", **{long!r})
 say = lambda stage, done, total, note="": print(int(done), flush=True)
-train(spec, Prepared.open(Path({data!r})), registry=Registry({uri!r}), progress=say)
+with connect.session():
+    train(spec, Prepared.open(Path({data!r})), registry=Registry({uri!r}), progress=say)
 """
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Ray of 8 CPUs, a home and a registry, a model with drop-out and data."""
-    import ray
-
+    """A home with its Ray and a registry, a model with drop-out and data."""
     folder = tmp_path_factory.mktemp("w")
     patch = pytest.MonkeyPatch()
     patch.setenv("SHOAL_HOME", str(folder / "home"))
-    context: Any = ray.init(num_cpus=8, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
-    try:
+    with connect.session():
         yield SimpleNamespace(
-            address=context.address_info["address"],
             home=folder / "home",
             registry=Registry(f"sqlite:///{folder / 'mlflow.db'}"),
             uri=f"sqlite:///{folder / 'mlflow.db'}",
             model=tiny.bert(folder / "model", dropout=0.1),
             data=tiny.text_data(folder / "data", rows=900, held_out=40),
         )
-    finally:
-        ray.shutdown()
-        patch.undo()
+    patch.undo()
 
 
 def go(world: Any, name: str, progress: Any = None, **train: Any) -> Any:
@@ -87,10 +83,9 @@ def curve(world: Any, run_id: str, metric: str) -> dict[int, float]:
 
 def workers() -> list[psutil.Process]:
     """The training workers of this test's Ray, in the order they were started."""
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    raylet = node.all_processes["raylet"][0].process.pid
+    state = embedded.read(settings.home())
+    assert state is not None
+    raylet, _ = state.pids["raylet"]
     found = []
     for process in psutil.Process(raylet).children(recursive=True):
         try:
@@ -169,7 +164,6 @@ def test_kill_9_of_a_worker_changes_nothing(world: Any, unbroken: Any) -> None:
 def test_ctrl_c_and_kill_9_of_the_driver_and_then_the_rest(world: Any, unbroken: Any) -> None:
     script = DRIVER.format(
         tests=str(Path(__file__).parent),
-        address=world.address,
         model=str(world.model),
         data=str(world.data.folder),
         uri=world.uri,

@@ -11,6 +11,7 @@ import pytest
 import train_tiny
 from PIL import Image
 
+from cluster import connect
 from cluster.errors import InputError, RunFailed
 from cluster.spec import Spec, parse
 from train import confusion, score
@@ -266,14 +267,12 @@ def test_code_is_the_digest_of_what_judges(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_in_ray_the_same_and_errors_come_out_as_themselves(tmp_path):
-    import ray
-
+def test_in_ray_the_same_and_errors_come_out_as_themselves(tmp_path, monkeypatch):
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
     folder = bert_that_says(tmp_path / "m", 0)
     prepared = mails(tmp_path / "d", [0] * 7 + [1] * 3)
     outside, _ = judge(spec_of(), prepared, folder)
-    ray.init(num_cpus=2, include_dashboard=False)
-    try:
+    with connect.session():
         inside, recorder = judge(spec_of(), prepared, folder)
         assert inside.metrics == outside.metrics
         assert inside.confusion == outside.confusion
@@ -281,5 +280,3 @@ def test_in_ray_the_same_and_errors_come_out_as_themselves(tmp_path):
         with pytest.raises(InputError, match="apart, the data has") as caught:
             judge(spec_of(), mails(tmp_path / "e", [0, 1], names=("ham", "spam")), folder)
         assert type(caught.value) is InputError
-    finally:
-        ray.shutdown()
