@@ -17,7 +17,7 @@ from cluster.errors import InputError, NotFound, ShoalError
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
-from train import events
+from train import code, events
 
 if TYPE_CHECKING:
     from train.data import Prepared
@@ -56,7 +56,7 @@ def key(spec: Spec, prepared: Prepared) -> str:
         base = weights.digest(_base(spec))
     # How often a lost worker is replaced changes nothing about the model.
     section = spec.train.model_dump(exclude={"max_failures"})
-    whole = [spec.task, base, prepared.digest, prepared.labels, section, _code()]
+    whole = [spec.task, base, prepared.digest, prepared.labels, section, code.digest(Path(__file__).parent, _CODE)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
@@ -214,13 +214,3 @@ def _fits(spec: Spec, row: tasks.Task) -> None:
         raise InputError(f"model: {spec.model} is a scikit-learn estimator; {spec.task} takes a Hugging Face model")
     if estimator and spec.train.workers != 1:
         raise InputError(f"train.workers: {spec.train.workers}: an estimator learns in one worker; write 1")
-
-
-def _code() -> str:
-    """SHA-256 (hex) of the sources that decide how a model comes out."""
-    whole = hashlib.sha256()
-    here = Path(__file__).parent
-    for pattern in _CODE:
-        for path in sorted(here.glob(pattern)):
-            whole.update(path.name.encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -15,6 +14,7 @@ from cluster import tasks
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
 from cluster.spec import Spec
+from train.code import digest
 from train.metrics import check, names
 
 if TYPE_CHECKING:
@@ -165,12 +165,7 @@ def evaluate(
 
 def code() -> str:
     """SHA-256 (hex) of the sources that decide how an evaluation comes out."""
-    whole = hashlib.sha256()
-    here = Path(__file__).parent
-    for pattern in _CODE:
-        for path in sorted(here.glob(pattern)):
-            whole.update(path.name.encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()
+    return digest(Path(__file__).parent, _CODE)
 
 
 def _shown(label: str) -> str:
