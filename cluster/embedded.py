@@ -22,6 +22,7 @@ from cluster import ports, processes
 from cluster.errors import InputError, RunFailed
 from cluster.guard import undisturbed
 from cluster.progress import Progress, silent
+from cluster.serving import SERVING
 from cluster.settings import Settings
 
 TOKEN = "token"  # file in the home
@@ -30,17 +31,6 @@ USUAL_S = 12.0  # what it takes on two quiet cores
 LONGEST_SCRATCH = 36  # Ray's longest socket name below it has 71 characters, HAProxy's 61; the kernel's limit is 107
 MIN_TEMP_MB = 300  # sockets, logs, and objects that leave the shared memory
 MIN_HOME_MB = 100
-
-# What Serve's controller, replicas and HAProxy inherit from the node they run on: the settings that were measured.
-SERVING = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a request costs 0.25 CPU-ms through HAProxy, 3.2 through Serve's own proxy
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code and router on the replica's own loop, request log buffered
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # a killed replica costs no request
-    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica takes down two of them, not all
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # HAProxy knows of a leaving replica within 1; 30 by default
-    "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads sleep between operations: spinning ones fight a neighbour's
-    "RAY_worker_niceness": "0",  # Ray runs workers at nice 15: an idle core away from anything else that computes
-}
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ _ROWS = (
         "text",
         "OpenAI chat or completions; {inputs: text}",
         "OpenAI; [{generated_text}]",
-        {"text": False, "messages": False},
+        {"text": False, "prompt": False, "completion": False, "messages": False},
         ("perplexity",),
+        trainer="train.tasks.generation:TextGeneration",
+        server="serve.llm:Llm",
     ),
     Task(
         "fill-mask",

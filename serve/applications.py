@@ -1,111 +1,21 @@
-"""Serve's declarative configuration: what a model's and the gateway's application look like, and how all of them are
-read, changed in one place and written back.
+"""Serve's declarative configuration: how the applications of a cluster are read, changed in one place and written back.
+What each of them looks like stands in cluster.serving.
 
 Everything goes over the dashboard's REST interface, so no Ray is imported and nothing attaches to the cluster.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from filelock import FileLock
 
 from cluster.errors import ClusterGone, RunFailed
-from cluster.settings import settings
-from cluster.spec import Serve, Spec
+from cluster.serving import GATEWAY, QUIET, gateway_application
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
-
-# No model can have this name: names have no underscore.
-GATEWAY = "_gateway"
-QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-_BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
-
-
-def model_application(spec: Spec, *, model_uri: str, folder: Path, attempt: int = 0) -> dict[str, Any]:
-    """A model's application. `args` name the model, and a change of them starts new replicas; all else changes live.
-
-    Serve does nothing about a configuration that it has failed with: another `attempt` makes it a new one.
-    """
-    serve: Serve = spec.serve
-    options: dict[str, Any] = {
-        "name": "Model",
-        "max_ongoing_requests": serve.max_ongoing_requests,
-        "max_queued_requests": serve.max_queued_requests,
-        "backpressure_config": _BACKPRESSURE,
-        "graceful_shutdown_timeout_s": min(serve.request_timeout_s, 30),
-        "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 10,
-        "health_check_timeout_s": 30,
-        "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
-        "user_config": {
-            "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
-            "batch_wait_ms": serve.batch_wait_ms,
-            "request_timeout_s": serve.request_timeout_s,
-            "max_body_mb": settings().http.max_body_mb,
-        },
-    }
-    if serve.min_replicas == serve.max_replicas:
-        options["num_replicas"] = serve.min_replicas
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": serve.min_replicas,
-            # One is started even where none need stay: a model that cannot be loaded is to fail now, not later.
-            "initial_replicas": max(serve.min_replicas, 1),
-            "max_replicas": serve.max_replicas,
-            "target_ongoing_requests": serve.target_ongoing_requests,
-            "upscale_delay_s": 2,
-            "downscale_delay_s": 60,
-            "metrics_interval_s": 1,
-            "look_back_period_s": 5,
-        }
-    return {
-        "name": spec.name,
-        "route_prefix": f"/m/{spec.name}",
-        "import_path": "serve.app:build",
-        "args": {
-            "name": spec.name,
-            "task": spec.task,
-            "version": model_uri,
-            "folder": str(folder.resolve()),
-            "device": "cuda" if serve.num_gpus > 0 else "cpu",
-            "attempt": attempt,
-        },
-        "logging_config": QUIET,
-        "deployments": [options],
-    }
-
-
-def gateway_application(cluster: Cluster, models: dict[str, Any], *, attempt: int = 0) -> dict[str, Any]:
-    """The gateway's application: what it knows of the models is `user_config`, which changes without a restart."""
-    return {
-        "name": GATEWAY,
-        "route_prefix": "/",
-        "import_path": "serve.gateway:build",
-        "args": {"attempt": attempt},
-        "logging_config": QUIET,
-        "deployments": [
-            {
-                "name": "Gateway",
-                "num_replicas": 1,
-                "max_ongoing_requests": 4096,
-                "max_queued_requests": 1024,
-                "backpressure_config": _BACKPRESSURE,
-                "graceful_shutdown_timeout_s": 30,
-                "graceful_shutdown_wait_loop_s": 0.5,
-                "ray_actor_options": {"num_cpus": 0},
-                "user_config": {
-                    "upstream": f"http://127.0.0.1:{cluster.http_port}",
-                    "public_url": cluster.http_url,
-                    "max_body_mb": settings().http.max_body_mb,
-                    "models": models,
-                },
-            }
-        ],
-    }
 
 
 class Change:
@@ -144,7 +54,12 @@ class Change:
 
     def tell_gateway(self, models: dict[str, Any]) -> None:
         """Let the gateway know of exactly these models, starting one if there is none."""
-        self.applications[GATEWAY] = gateway_application(self.cluster, models, attempt=self.attempt(GATEWAY))
+        self.applications[GATEWAY] = gateway_application(
+            models,
+            upstream=f"http://127.0.0.1:{self.cluster.http_port}",
+            public_url=self.cluster.http_url,
+            attempt=self.attempt(GATEWAY),
+        )
 
     def models(self) -> dict[str, Any]:
         """What the gateway knows."""

@@ -227,6 +227,6 @@ async def _refuse(
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """The gateway's application. Nothing is in `args` but which attempt it is; see serve.applications."""
+    """The gateway's application. Nothing is in `args` but which attempt it is; see cluster.serving."""
     deployment = serve.deployment(name="Gateway", max_constructor_retry_count=2, max_surge_percent=100)
     return deployment(serve.ingress()(Gateway)).bind()

@@ -14,8 +14,9 @@ import httpx
 from cluster import tasks
 from cluster.errors import NotFound, RunFailed
 from cluster.progress import Progress, silent
+from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
-from serve.applications import GATEWAY, Change, model_application, read
+from serve.applications import Change, read
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
@@ -66,7 +67,7 @@ def deploy(
     with Change(cluster) as change:
         before = None if change.failed(spec.name) else change.before.get(spec.name)
         attempt = change.attempt(spec.name)
-        wanted = model_application(spec, model_uri=model_uri, folder=folder, attempt=attempt)
+        wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
         change.applications[spec.name] = wanted
         if GATEWAY not in change.before or change.failed(GATEWAY):
             change.tell_gateway(change.models())

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import connect, embedded, ports, processes
+from cluster import connect, embedded, ports, processes, serving
 from cluster.errors import ClusterGone, InputError
 from cluster.settings import Http, RayNode, Settings
 
@@ -245,7 +245,7 @@ def test_workers_have_the_settings_that_were_measured(kept, monkeypatch):
         with connect.session() as inner:
             assert inner.address == cluster.address
         seen = ray.get(look.remote(), timeout=60)
-    assert embedded.SERVING.items() <= seen.items()
+    assert serving.SERVING.items() <= seen.items()
     assert seen["nice"] == "0"
     assert float(seen["cpus"]) == 4 * embedded.cores()
     assert seen["SHOAL_HOME"] == str(home)

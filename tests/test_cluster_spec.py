@@ -73,7 +73,7 @@ def test_scalars_that_are_no_text() -> None:
     [
         ("trian: {}\n", "spec:4: trian: unknown key; did you mean train?"),
         ("train:\n  epochs: 1\n  epochz: 3\n", "spec:6: train.epochz: unknown key; did you mean epochs?"),
-        ("zzz: 1\n", "spec:4: zzz: unknown key; the file has name, task, model, data, train, evaluate, serve"),
+        ("zzz: 1\n", "spec:4: zzz: unknown key; the file has name, task, model, data, train, tune, evaluate, serve"),
         ("data:\n  wwwwww: 1\n", "spec:5: data.wwwwww: unknown key; data has train, validation, test, columns,"),
         ("<<: {a: b}\n", "spec:4: <<: unknown key;"),
         ("train: {epochs: many}\n", "spec:4: train.epochs: 'many': input should be a valid number"),

@@ -21,9 +21,10 @@ from test_serve_tasks import png_bomb
 
 from cluster import connect
 from cluster.errors import NotFound, RunFailed
+from cluster.serving import GATEWAY
 from cluster.spec import parse
 from serve import run
-from serve.applications import GATEWAY, read
+from serve.applications import read
 
 pytestmark = pytest.mark.slow
 TASKS = {"reviews": "text-classification", "digits": "image-classification", "flowers": "tabular-classification"}

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -251,10 +251,9 @@ def _in_tree(loc: tuple[str, ...], tree: Any) -> tuple[str, ...]:
 def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
     """The model of the section at a path."""
     for part in path:
-        inner = model.model_fields[part].annotation
-        assert isinstance(inner, type)
-        assert issubclass(inner, BaseModel)
-        model = inner
+        annotation = model.model_fields[part].annotation
+        kinds = (annotation, *get_args(annotation))  # a section, or one that may be left out: "Tune | None"
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return model
 
 

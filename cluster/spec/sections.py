@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from cluster.spec.llm import Llm
+from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
-
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Score = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, no unknown keys, finite numbers only."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_written_is_all_defaults(cls, value: Any) -> Any:
-        return {} if value is None else value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic takes `true` for 1, also inside a mapping of numbers."""
-        values = value.values() if isinstance(value, dict) else [value]
-        if any(isinstance(one, bool) for one in values) and _numeric(
-            cls.model_fields[info.field_name or ""].annotation
-        ):
-            raise ValueError(f"{value!r}: true and false are no numbers; write one")
-        return value
-
-
-def _numeric(annotation: Any) -> bool:
-    return annotation in (int, float) or any(_numeric(part) for part in get_args(annotation))
+from cluster.spec.section import NAME, Fraction, Score, Section
+from cluster.spec.tune import Tune
 
 
 class Data(Section):
@@ -95,6 +69,13 @@ class Train(Section):
     """Seeds initial weights, the order of rows, drop-out and splits."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Processes that share each batch."""
+    parallel: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    """How workers share a model: ddp gives each the whole of it; fsdp and deepspeed a part of parameters, gradients
+    and optimizer state. auto: ddp where a whole fits into a worker's memory, else fsdp; `shoal plan` says which."""
+    deepspeed: DeepSpeed = DeepSpeed()
+    """What parallel: deepspeed shards, and where."""
+    lora: Lora | None = None
+    """Train low-rank adapters (LoRA) beside frozen weights. Left out: all weights learn."""
     max_failures: Annotated[int, Field(ge=0, le=1000)] = 3
     """How often lost workers are replaced, each time from the last checkpoint, before the run fails."""
     parameters: dict[str, Any] = {}
@@ -135,6 +116,8 @@ class Serve(Section):
     """GPUs a copy; a fraction shares one."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
+    llm: Llm = Llm()
+    """The engine of text-generation."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Serve:
@@ -155,6 +138,7 @@ class Spec(Section):
     or a scikit-learn estimator such as sklearn.ensemble.RandomForestClassifier."""
     data: Data = Data()
     train: Train = Train()
+    tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import yaml
@@ -44,9 +44,15 @@ _GRADIENTS = {
     "early_stopping_patience",
     "checkpoints_per_epoch",
     "workers",
+    "parallel",
+    "deepspeed",
+    "lora",
     "max_failures",
 }
 _MEANS_NOTHING = {"text": {"parameters"}, "vision": {"parameters", "max_length"}, "tabular": _GRADIENTS}
+# And of `serve`: one engine's keys, and what that engine does by itself.
+_ENGINE = {"llm"}
+_BATCHES = {"max_batch_size", "batch_wait_ms"}
 
 
 def template(task: str, *, modality: str, columns: Mapping[str, bool], train: bool, serve: bool, about: str) -> str:
@@ -63,21 +69,22 @@ def template(task: str, *, modality: str, columns: Mapping[str, bool], train: bo
             lines += _section("data", modality, shown)  # a folder a class: no columns to name
         else:
             lines += _section("data", modality, {**shown, "columns": roles})
-        lines += _section("train", modality)
+        lines += _section("train", modality, skipped=_MEANS_NOTHING.get(modality, set()))
         lines += _section("evaluate", modality)
     if serve:
-        lines += _section("serve", modality)
+        lines += _section("serve", modality, skipped=_BATCHES if task == "text-generation" else _ENGINE)
     return "\n".join(lines) + "\n"
 
 
-def _section(name: str, modality: str, shown: Mapping[str, Any] | None = None) -> list[str]:
-    """A section's lines; `shown` are values to write in place of defaults."""
+def _section(
+    name: str, modality: str, shown: Mapping[str, Any] | None = None, *, skipped: Set[str] = frozenset()
+) -> list[str]:
+    """A section's lines; `shown` are values to write in place of defaults, `skipped` keys that mean nothing here."""
     model = Spec.model_fields[name].annotation
     assert isinstance(model, type)
     assert issubclass(model, BaseModel)
     shown = shown or {}
     live = {*shown, *_FIRST.get(name, ())}
-    skipped = _MEANS_NOTHING.get(modality, set()) if name == "train" else set()
     body: list[str] = []
     for key, field in model.model_fields.items():
         if key in skipped:
@@ -99,6 +106,8 @@ def _comment(field: FieldInfo, indent: str) -> list[str]:
 
 def _scalar(value: Any) -> str:
     """A value on one line of YAML."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
     if value is None or isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, float):

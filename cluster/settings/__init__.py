@@ -12,8 +12,11 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.errors import InputError
+from cluster.settings.clusters import RayCluster
+from cluster.settings.kubernetes import Kubernetes
+from cluster.settings.monitoring import Grafana, Prometheus
 from cluster.spec.load import build, parse_yaml, read_text
-from cluster.spec.sections import Section
+from cluster.spec.section import Section
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -45,6 +48,11 @@ class Settings(Section):
     """MLflow's tracking server. Left out: SQLite and a folder under $SHOAL_HOME."""
     http: Http = Http()
     ray: RayNode = RayNode()
+    clusters: dict[str, RayCluster] = {}
+    """Running Ray clusters by the name that `--on` takes."""
+    kubernetes: Kubernetes = Kubernetes()
+    prometheus: Prometheus = Prometheus()
+    grafana: Grafana = Grafana()
 
 
 def home() -> Path:

@@ -1,0 +1,110 @@
+"""What Serve is told of a model and of the gateway: pure functions of the spec, for a running cluster and for
+Kubernetes alike. Imports no Ray.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.settings import settings
+from cluster.spec import Serve, Spec
+
+# No model can have this name: names have no underscore.
+GATEWAY = "_gateway"
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+_BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
+
+# What Serve's controller, replicas and HAProxy inherit from the node they run on: the settings that were measured.
+SERVING = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a request costs 0.25 CPU-ms through HAProxy, 3.2 through Serve's own proxy
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code and router on the replica's own loop, request log buffered
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # a killed replica costs no request
+    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica takes down two of them, not all
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # HAProxy knows of a leaving replica within 1; 30 by default
+    "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads sleep between operations: spinning ones fight a neighbour's
+    "RAY_worker_niceness": "0",  # Ray runs workers at nice 15: an idle core away from anything else that computes
+}
+
+
+def model_application(spec: Spec, *, model_uri: str, folder: str, attempt: int = 0) -> dict[str, Any]:
+    """A model's application. `args` name the model, and a change of them starts new replicas; all else changes live.
+
+    Serve does nothing about a configuration that it has failed with: another `attempt` makes it a new one.
+    """
+    serve: Serve = spec.serve
+    options: dict[str, Any] = {
+        "name": "Model",
+        "max_ongoing_requests": serve.max_ongoing_requests,
+        "max_queued_requests": serve.max_queued_requests,
+        "backpressure_config": _BACKPRESSURE,
+        "graceful_shutdown_timeout_s": min(serve.request_timeout_s, 30),
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": 10,
+        "health_check_timeout_s": 30,
+        "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
+        "user_config": {
+            "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
+            "batch_wait_ms": serve.batch_wait_ms,
+            "request_timeout_s": serve.request_timeout_s,
+            "max_body_mb": settings().http.max_body_mb,
+        },
+    }
+    if serve.min_replicas == serve.max_replicas:
+        options["num_replicas"] = serve.min_replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": serve.min_replicas,
+            # One is started even where none need stay: a model that cannot be loaded is to fail now, not later.
+            "initial_replicas": max(serve.min_replicas, 1),
+            "max_replicas": serve.max_replicas,
+            "target_ongoing_requests": serve.target_ongoing_requests,
+            "upscale_delay_s": 2,
+            "downscale_delay_s": 60,
+            "metrics_interval_s": 1,
+            "look_back_period_s": 5,
+        }
+    return {
+        "name": spec.name,
+        "route_prefix": f"/m/{spec.name}",
+        "import_path": "serve.app:build",
+        "args": {
+            "name": spec.name,
+            "task": spec.task,
+            "version": model_uri,
+            "folder": folder,
+            "device": "cuda" if serve.num_gpus > 0 else "cpu",
+            "attempt": attempt,
+        },
+        "logging_config": QUIET,
+        "deployments": [options],
+    }
+
+
+def gateway_application(models: dict[str, Any], *, upstream: str, public_url: str, attempt: int = 0) -> dict[str, Any]:
+    """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
+    `upstream` is where it reaches Serve's proxy, `public_url` where clients reach it; no slash at the end of either."""
+    return {
+        "name": GATEWAY,
+        "route_prefix": "/",
+        "import_path": "serve.gateway:build",
+        "args": {"attempt": attempt},
+        "logging_config": QUIET,
+        "deployments": [
+            {
+                "name": "Gateway",
+                "num_replicas": 1,
+                "max_ongoing_requests": 4096,
+                "max_queued_requests": 1024,
+                "backpressure_config": _BACKPRESSURE,
+                "graceful_shutdown_timeout_s": 30,
+                "graceful_shutdown_wait_loop_s": 0.5,
+                "ray_actor_options": {"num_cpus": 0},
+                "user_config": {
+                    "upstream": upstream,
+                    "public_url": public_url,
+                    "max_body_mb": settings().http.max_body_mb,
+                    "models": models,
+                },
+            }
+        ],
+    }
