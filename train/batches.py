@@ -74,6 +74,21 @@ def share(batch: np.ndarray, *, rank: int, workers: int, pieces: int) -> list[tu
     return [(padded[cut], real[cut]) for cut in cuts]
 
 
+def in_turn(rows: int, *, batch_size: int, rank: int, workers: int) -> list[tuple[np.ndarray, float]]:
+    """Worker `rank`'s batches of `rows` rows that are gone through once: (row numbers, 1), in turn with the others.
+
+    Every worker has as many, for where a model lies in parts a pass is all workers' together; where there is none left
+    for one, it takes row 0 once more, with a 0: it counts for nothing.
+    """
+    starts = range(
+        rank * batch_size, math.ceil(rows / (batch_size * workers)) * batch_size * workers, batch_size * workers
+    )
+    return [
+        (np.arange(start, min(start + batch_size, rows)), 1.0) if start < rows else (np.zeros(1, dtype=np.int64), 0.0)
+        for start in starts
+    ]
+
+
 def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     """The same items in the same order, made by a thread that stays up to `depth` ahead of who asks.
 
