@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from cluster.errors import RunFailed
 from cluster.spec import Spec
 from train import batches, checkpoint, optim
 from train.events import Events
+from train.objective import Weighed
 from train.tasks import trainer
 
 # Points of the training curve that are kept, at most.
@@ -81,10 +81,6 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     # The data.
     rows = batches.Rows(job.data / "train.parquet")
     held_out = batches.Rows(job.data / "validation.parquet")
-    class_weights = np.ones(len(job.labels))
-    if train.class_weights == "balanced":
-        counts = np.bincount(rows.labels, minlength=len(job.labels))
-        class_weights = len(rows) / (len(job.labels) * np.maximum(counts, 1))
     per_epoch, total, marks = batches.steps_of(
         len(rows),
         batch_size=train.batch_size,
@@ -100,7 +96,12 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         from_scratch=train.from_scratch,
         seed=train.seed,
         max_length=train.max_length,
+        **({"lora": train.lora, "base": job.spec.model} if train.lora else {}),
     ).to(device)
+    objective = task.objective(task, rows, job.labels, train)
+    weighed, weighed_out = (objective.weigh(r, rank=rank, workers=workers, device=device) for r in (rows, held_out))
+    if events and weighed.note:
+        events.write(warning=weighed.note)
     adamw = optim.optimizer(model, train)
     scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
 
@@ -137,12 +138,12 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         for step in range(state["step"], total):
             batch = batches.batch_of(step, rows=len(rows), batch_size=train.batch_size, seed=train.seed)
             # Over the whole batch, whichever worker has which row: the loss is one weighted mean.
-            whole = class_weights[rows.labels[batch]].sum()
+            whole = weighed.mass[batch].sum() or 1.0
             pieces = batches.share(batch, rank=rank, workers=workers, pieces=train.gradient_accumulation_steps)
             yield [
                 (
                     task.collate(rows.take(indices)),
-                    torch.tensor(class_weights[rows.labels[indices]] * real / whole, dtype=torch.float32),
+                    torch.tensor(weighed.factor[indices] * real / whole, dtype=torch.float32),
                 )
                 for indices, real in pieces
             ]
@@ -164,7 +165,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         for number, (inputs, weights) in enumerate(pieces, start=1):
             # Gradients are exchanged with the last piece.
             with contextlib.nullcontext() if number == len(pieces) else alone(), _memory(job.spec):
-                piece = _losses(net, inputs, dtype, device) @ weights.to(device)
+                piece = _losses(net, objective, inputs, dtype, device) @ weights.to(device)
                 # DDP takes the mean over workers; each has a part of the sum.
                 torch.autograd.backward(scaler.scale(piece * workers))
             loss += piece.detach()
@@ -174,6 +175,8 @@ def loop(job: Job, session: Session) -> dict[str, float]:
             raise RunFailed(_not_a_number("training", value, step, job.spec))
         scaler.unscale_(adamw)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or math.inf)
+        if train.lora and step == 0 and not norm.item() > 0:
+            raise RunFailed("train.lora: the adapters get no gradient at the first step, so they would never learn")
         scaler.step(adamw)
         scaler.update()
         state["step"] = step = step + 1
@@ -195,7 +198,9 @@ def loop(job: Job, session: Session) -> dict[str, float]:
 
         # At a mark: validate, decide whether it got better, checkpoint.
         if step in marks:
-            metrics |= _validate(net, task, held_out, class_weights, session, dtype, job.spec.evaluate.batch_size)
+            metrics |= _validate(
+                net, task, objective, held_out, weighed_out, session, dtype, job.spec.evaluate.batch_size
+            )
             judged = metrics["validation/loss"]
             if not math.isfinite(judged):
                 raise RunFailed(_not_a_number("validation", judged, step, job.spec))
@@ -228,48 +233,52 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     return metrics
 
 
-def _losses(net: torch.nn.Module, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Cross entropy of each row, float32, [rows]."""
+def _losses(
+    net: torch.nn.Module, objective: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str
+) -> torch.Tensor:
+    """The objective's loss of each row, float32, [rows]."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     labels = moved.pop("labels")
     with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
         logits = net(**moved).logits
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return objective.losses(logits, labels)
 
 
 @torch.no_grad()
 def _validate(
     net: torch.nn.Module,
     task: Any,
+    objective: Any,
     held_out: batches.Rows,
-    class_weights: np.ndarray,
+    weighed: Weighed,
     session: Session,
     dtype: torch.dtype,
     batch_size: int,
 ) -> dict[str, float]:
-    """Loss (weighted as in training) and accuracy over the held-out rows, each worker a part of the batches."""
+    """Loss (weighted as in training) and what else the objective tells, each worker a part of the batches."""
     model = net.module if isinstance(net, torch.nn.parallel.DistributedDataParallel) else net
     model.eval()
     cuts = range(session.rank * batch_size, len(held_out), session.workers * batch_size)
 
-    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, float]]:
         for start in cuts:
             indices = np.arange(start, min(start + batch_size, len(held_out)))
-            yield task.collate(held_out.take(indices)), torch.from_numpy(class_weights[held_out.labels[indices]])
+            rows = task.collate(held_out.take(indices))
+            yield rows, torch.from_numpy(weighed.factor[indices]), weighed.mass[indices].sum()
 
     sums = torch.zeros(3, dtype=torch.float64)
-    for inputs, weights in batches.prefetch(held_out_batches()):
+    for inputs, factor, mass in batches.prefetch(held_out_batches()):
         moved = {name: tensor.to(session.device) for name, tensor in inputs.items()}
         labels = moved.pop("labels")
         with torch.autocast(session.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
-            logits = model(**moved).logits.float()
-        losses = F.cross_entropy(logits, labels, reduction="none").double().cpu()
-        sums += torch.stack([losses @ weights, weights.sum(), (logits.argmax(-1) == labels).sum().double().cpu()])
+            logits = model(**moved).logits
+        loss = objective.losses(logits, labels).double().cpu() @ factor
+        sums += torch.tensor([loss.item(), mass, objective.right(logits, labels).item()], dtype=torch.float64)
     if session.workers > 1:
         sums = sums.to(session.device)
         dist.all_reduce(sums)
-    loss, weight, right = sums.tolist()
-    return {"validation/loss": loss / weight, "validation/accuracy": right / len(held_out)}
+    loss, mass, right = sums.tolist()
+    return objective.metrics(loss / mass, right, rows=len(held_out), mass=mass)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
