@@ -22,14 +22,15 @@ Item = TypeVar("Item")
 
 
 class Rows:
-    """The rows of one split: `labels` (int64, [rows]) at hand, the other columns on demand."""
+    """The rows of one split: `labels` (int64, [rows]; empty where rows have no class) at hand, the rest on demand."""
 
     def __init__(self, file: Path) -> None:
         self._table = parquet.read_table(file, memory_map=True)
-        self.labels: np.ndarray = self._table.column("label").to_numpy()
+        labelled = "label" in self._table.column_names
+        self.labels: np.ndarray = self._table.column("label").to_numpy() if labelled else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._table.num_rows
 
     def take(self, indices: np.ndarray) -> list[dict[str, Any]]:
         """Rows as dicts of columns."""

@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from cluster.errors import RunFailed
 from cluster.spec import Spec
 from train import batches, checkpoint, faults, optim, parallel
 from train.events import Events
+from train.objective import Weighed
 from train.tasks import trainer
 
 # Points of the training curve that are kept, at most.
@@ -80,10 +80,6 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     # The data.
     rows = batches.Rows(job.data / "train.parquet")
     held_out = batches.Rows(job.data / "validation.parquet")
-    class_weights = np.ones(len(job.labels))
-    if train.class_weights == "balanced":
-        counts = np.bincount(rows.labels, minlength=len(job.labels))
-        class_weights = len(rows) / (len(job.labels) * np.maximum(counts, 1))
     per_epoch, total, marks = batches.steps_of(
         len(rows),
         batch_size=train.batch_size,
@@ -94,6 +90,8 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     # The model, the same on every worker by the seed, then shared as the file says.
     task = trainer(job.spec.task)
     strategy = parallel.start(_setup(task, job), train, session, dtype)
+    objective = task.objective(task, rows, job.labels, train)
+    weighed, weighed_out = (objective.weigh(r, rank=rank, workers=workers, device=device) for r in (rows, held_out))
 
     # Where a killed run stood: the newest checkpoint that is whole.
     state: dict[str, Any] = {"step": 0, "best": math.inf, "worse": 0}
@@ -102,7 +100,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         strategy.load(*checkpoint.load(found, device, rank=rank))
         state = stored
     if events:
-        for warning in warnings:
+        for warning in [*warnings, *([weighed.note] if weighed.note else [])]:
             events.write(warning=warning)
         events.write(step=state["step"], total=total, resumed=state["step"])
 
@@ -110,12 +108,12 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         for step in range(state["step"], total):
             batch = batches.batch_of(step, rows=len(rows), batch_size=train.batch_size, seed=train.seed)
             # Over the whole batch, whichever worker has which row: the loss is one weighted mean.
-            whole = class_weights[rows.labels[batch]].sum()
+            whole = weighed.mass[batch].sum() or 1.0
             pieces = batches.share(batch, rank=rank, workers=workers, pieces=train.gradient_accumulation_steps)
             yield [
                 (
                     task.collate(rows.take(indices)),
-                    torch.tensor(class_weights[rows.labels[indices]] * real / whole, dtype=torch.float32),
+                    torch.tensor(weighed.factor[indices] * real / whole, dtype=torch.float32),
                 )
                 for indices, real in pieces
             ]
@@ -134,7 +132,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         pieces = next(feed)
         for number, (inputs, weights) in enumerate(pieces, start=1):
             with faults.memory(job.spec), strategy.piece(last=number == len(pieces)):
-                piece = _losses(strategy.net, inputs, dtype, device) @ weights.to(device)
+                piece = _losses(strategy.net, objective, inputs, dtype, device) @ weights.to(device)
                 strategy.backward(piece)
             loss += piece.detach()
         if workers > 1:
@@ -142,6 +140,8 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         if not math.isfinite(value := loss.item()):
             raise RunFailed(faults.not_a_number("training", value, step, job.spec))
         norm = strategy.step(rate)
+        if train.lora and step == 0 and not norm > 0:
+            raise RunFailed("train.lora: the adapters get no gradient at the first step, so they would never learn")
         if not shares:
             shares = _shares(strategy, job.spec, session)
             if events:
@@ -166,7 +166,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         # At a mark: validate, decide whether it got better, checkpoint.
         if step in marks:
             metrics |= _validate(
-                strategy.judged, task, held_out, class_weights, session, dtype, job.spec.evaluate.batch_size
+                strategy.judged, task, objective, held_out, weighed_out, session, dtype, job.spec.evaluate.batch_size
             )
             judged = metrics["validation/loss"]
             if not math.isfinite(judged):
@@ -210,6 +210,7 @@ def _setup(task: Any, job: Job) -> torch.nn.Module:
         from_scratch=train.from_scratch,
         seed=train.seed,
         max_length=train.max_length,
+        **({"lora": train.lora, "base": job.spec.model} if train.lora else {}),
     )
 
 
@@ -222,48 +223,51 @@ def _shares(strategy: parallel.Strategy, spec: Spec, session: Session) -> dict[s
     return {"strategy": name, "parameters": [p for p, _ in everyone], "optimizer": [o for _, o in everyone]}
 
 
-def _losses(net: torch.nn.Module, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Cross entropy of each row, float32, [rows]."""
+def _losses(
+    net: torch.nn.Module, objective: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str
+) -> torch.Tensor:
+    """The objective's loss of each row, float32, [rows]."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     labels = moved.pop("labels")
     with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
         logits = net(**moved).logits
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return objective.losses(logits, labels)
 
 
 @torch.no_grad()
 def _validate(
     net: torch.nn.Module,
     task: Any,
+    objective: Any,
     held_out: batches.Rows,
-    class_weights: np.ndarray,
+    weighed: Weighed,
     session: Session,
     dtype: torch.dtype,
     batch_size: int,
 ) -> dict[str, float]:
-    """Loss (weighted as in training) and accuracy over the held-out rows, each worker a part of the batches."""
+    """Loss (weighted as in training) and what else the objective tells, each worker a part of the batches."""
     net.eval()
     cuts = batches.in_turn(len(held_out), batch_size=batch_size, rank=session.rank, workers=session.workers)
 
-    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, float]]:
+    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, float, float]]:
         for indices, real in cuts:
-            weights = class_weights[held_out.labels[indices]] * real
-            yield task.collate(held_out.take(indices)), torch.from_numpy(weights), real
+            rows = task.collate(held_out.take(indices))
+            yield rows, torch.from_numpy(weighed.factor[indices]), float(weighed.mass[indices].sum()), real
 
     sums = torch.zeros(3, dtype=torch.float64)
-    for inputs, weights, real in batches.prefetch(held_out_batches()):
+    for inputs, factor, mass, real in batches.prefetch(held_out_batches()):
         moved = {name: tensor.to(session.device) for name, tensor in inputs.items()}
         labels = moved.pop("labels")
         with torch.autocast(session.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
-            logits = net(**moved).logits.float()
-        losses = F.cross_entropy(logits, labels, reduction="none").double().cpu()
-        right = (logits.argmax(-1) == labels).sum().double().cpu() * real
-        sums += torch.stack([losses @ weights, weights.sum(), right])
+            logits = net(**moved).logits
+        loss = objective.losses(logits, labels).double().cpu() @ factor
+        told = [loss.item(), mass, objective.right(logits, labels).item()]
+        sums += real * torch.tensor(told, dtype=torch.float64)
     if session.workers > 1:
         sums = sums.to(session.device)
         dist.all_reduce(sums)
-    loss, weight, right = sums.tolist()
-    return {"validation/loss": loss / weight, "validation/accuracy": right / len(held_out)}
+    loss, mass, right = sums.tolist()
+    return objective.metrics(loss / mass, right, rows=len(held_out), mass=mass)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

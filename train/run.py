@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from train.data import Prepared
 
 # What decides how a model comes out; a change in one of these makes another run.
-_CODE = ("loop.py", "batches.py", "optim.py", "checkpoint.py", "tasks/*.py")
+_CODE = ("loop.py", "objective.py", "batches.py", "optim.py", "checkpoint.py", "tasks/*.py")
 # Seconds between two writes to the registry.
 _EVERY = 2.0
 # Points of the curve that one write takes along, besides the validations.

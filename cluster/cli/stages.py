@@ -98,7 +98,8 @@ def prepare(spec: Spec, out: Output) -> Prepared:
 
     prepared = prepare(spec, into=home() / "data", progress=out.progress)
     rows = ", ".join(f"{count} {split}" for split, count in prepared.rows.items())
-    out.say(f"data: {rows}; {len(prepared.labels)} classes; digest {prepared.digest[:12]}")
+    classes = f"{len(prepared.labels)} classes; " if prepared.labels else ""
+    out.say(f"data: {rows}; {classes}digest {prepared.digest[:12]}")
     for note in prepared.report.get("notes", []):
         out.say(f"data: {note}")
     return prepared
