@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import settings, tasks, weights
 from cluster.errors import InputError, NotFound, ShoalError
+from cluster.plan import parallel_of
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from train.data import Prepared
 
 # What decides how a model comes out; a change in one of these makes another run.
-_CODE = ("loop.py", "objective.py", "batches.py", "optim.py", "checkpoint.py", "tasks/*.py")
+_CODE = ("loop.py", "objective.py", "batches.py", "optim.py", "checkpoint.py", "parallel/*.py", "tasks/*.py")
 # Seconds between two writes to the registry.
 _EVERY = 2.0
 # Points of the curve that one write takes along, besides the validations.
@@ -33,13 +34,15 @@ _POINTS = 20
 @dataclass(frozen=True)
 class Trained:
     """A finished training run: its id in the registry, the model's local folder, its metrics, whether it was already
-    there, and the seconds this call took."""
+    there, and the seconds this call took. `parallel`: how workers shared the model ("strategy", "why") and how many
+    elements each held, by rank ("parameters", "optimizer"); empty where nothing was learned by gradient."""
 
     run_id: str
     folder: Path
     metrics: dict[str, float]
     reused: bool
     seconds: float
+    parallel: dict[str, Any] = field(default_factory=dict)
 
 
 def key(spec: Spec, prepared: Prepared) -> str:
@@ -54,10 +57,26 @@ def key(spec: Spec, prepared: Prepared) -> str:
         base = f"{reference.name} scikit-learn {version('scikit-learn')}"
     else:
         base = weights.digest(_base(spec))
-    # How often a lost worker is replaced changes nothing about the model.
-    section = spec.train.model_dump(exclude={"max_failures"})
+    section = _section(spec)
     whole = [spec.task, base, prepared.digest, prepared.labels, section, code.digest(Path(__file__).parent, _CODE)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _section(spec: Spec) -> dict[str, Any]:
+    """What of the train section decides the model. How often a lost worker is replaced changes nothing about it, nor
+    what DeepSpeed would do if it were asked; auto is what it comes to."""
+    spec, _ = _settled(spec)
+    unused = {"max_failures"} if spec.train.parallel == "deepspeed" else {"max_failures", "deepspeed"}
+    return spec.train.model_dump(exclude=unused)
+
+
+def _settled(spec: Spec) -> tuple[Spec, str]:
+    """The spec with `train.parallel` as it comes to on this machine, and why."""
+    if spec.model_ref().kind == "estimator":
+        return spec, ""
+    choice = parallel_of(spec, _base(spec))
+    train = spec.train.model_copy(update={"parallel": choice.parallel})
+    return spec.model_copy(update={"train": train}), choice.why
 
 
 def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | None:
@@ -67,7 +86,8 @@ def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | No
         return None
     try:
         metrics = json.loads(found.tags["shoal.metrics"])
-        return Trained(found.id, registry.run_folder(found.id), metrics, reused=True, seconds=0.0)
+        parallel = json.loads(found.tags.get("shoal.parallel", "{}"))
+        return Trained(found.id, registry.run_folder(found.id), metrics, reused=True, seconds=0.0, parallel=parallel)
     except NotFound:
         return None  # its files were deleted: make them again
 
@@ -98,12 +118,14 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
     from train.loop import Job
 
     base = Path() if spec.model_ref().kind == "estimator" else _base(spec, registry, progress)
-    job = Job(spec=spec, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
+    settled, why = _settled(spec)
+    job = Job(spec=settled, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
     try:
         metrics = launch(job, journal.follow)
         journal.follow(last=True)
         # The best checkpoint's, which are not the last of the curves.
-        registry.set_tags(run_id, {"shoal.metrics": json.dumps(metrics)})
+        parallel = journal.parallel | {"why": why} if journal.parallel else {}
+        registry.set_tags(run_id, {"shoal.metrics": json.dumps(metrics), "shoal.parallel": json.dumps(parallel)})
         registry.log_artifacts(run_id, folder / "model", "model")
     except KeyboardInterrupt:
         registry.end_run(run_id, "KILLED")
@@ -117,7 +139,8 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
 
     # The model is in the registry: what only served to make it goes.
     shutil.rmtree(folder, ignore_errors=True)
-    return Trained(run_id, registry.run_folder(run_id), metrics, reused=False, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Trained(run_id, registry.run_folder(run_id), metrics, reused=False, seconds=seconds, parallel=parallel)
 
 
 class _Journal:
@@ -131,6 +154,11 @@ class _Journal:
         self._wrote = time.monotonic()
         self._last: dict[str, Any] = {}
         self._note = ""
+
+    @property
+    def parallel(self) -> dict[str, Any]:
+        """How workers share the model, as they told it last."""
+        return self._state.get("parallel", {})
 
     def open(self, spec: Spec, prepared: Prepared, digest: str) -> str:
         """The id of the run: the one that was broken off, or a new one."""
@@ -164,6 +192,7 @@ class _Journal:
                 logging.getLogger("shoal").warning("%s", event["warning"])
             else:
                 self._last |= event
+                self._state["parallel"] = event.get("parallel", self.parallel)
                 if "train/loss" in event.get("metrics", {}):
                     self._note = f"loss {event['metrics']['train/loss']:.3f}"
                 self._pending.append(event)
@@ -214,3 +243,5 @@ def _fits(spec: Spec, row: tasks.Task) -> None:
         raise InputError(f"model: {spec.model} is a scikit-learn estimator; {spec.task} takes a Hugging Face model")
     if estimator and spec.train.workers != 1:
         raise InputError(f"train.workers: {spec.train.workers}: an estimator learns in one worker; write 1")
+    if estimator and spec.train.parallel != "auto":
+        raise InputError(f"train.parallel: {spec.train.parallel}: an estimator learns in one worker; leave it out")

@@ -81,6 +81,15 @@ class Train(Section):
     parameters: dict[str, Any] = {}
     """Constructor arguments of a scikit-learn estimator, e.g. {n_estimators: 300}."""
 
+    @model_validator(mode="after")
+    def _deepspeed_is_meant(self) -> Train:
+        if self.parallel != "deepspeed" and self.deepspeed != DeepSpeed():
+            raise ValueError(
+                f"train.deepspeed: set, but train.parallel is {self.parallel}; write parallel: deepspeed, or leave it "
+                "out"
+            )
+        return self
+
 
 class Evaluate(Section):
     """How the trained model is judged, and what it must reach."""

@@ -7,6 +7,7 @@ the run ends: a library that quietly shares nothing would only be noticed by mem
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -68,6 +69,8 @@ def start(model: torch.nn.Module, train: Train, worker: Worker, dtype: torch.dty
 
     Raises InputError where the model cannot be shared so, RunFailed where a worker keeps another share than is due.
     """
+    # Said by torch, at every exchange, of names that its own FSDP and DeepSpeed still use.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     match train.parallel:
         case "fsdp":
             from train.parallel.fsdp import Fsdp as chosen

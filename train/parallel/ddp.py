@@ -1,4 +1,4 @@
-"""Every worker has the whole model, gradients are averaged (torch's DistributedDataParallel). One worker is no other."""
+"""Every worker has the whole model, gradients are averaged (torch's DistributedDataParallel); or one alone."""
 
 from __future__ import annotations
 

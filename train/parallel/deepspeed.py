@@ -160,7 +160,7 @@ def _library(worker: Worker) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # On CPUs it would compile an all-reduce that only inference uses, for 26 seconds; and a worker that is killed
     # meanwhile leaves a lock for which the next one waits for ever.
-    deepspeed.ops.__compatible_ops__ = {}
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
     process_group(worker.device)
     deepspeed.init_distributed("nccl" if place[0] == "cuda" else "gloo", auto_mpi_discovery=False)
     return deepspeed

@@ -38,7 +38,8 @@ class Fsdp:
         options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": True}
         for block in _blocks(model):
             fully_shard(block, **options)
-        self.net = self.judged = fully_shard(model, **options)
+        fully_shard(model, **options)
+        self.net = self.judged = model
         self._idle: list[held.Size] = []  # what never had a gradient, and so has no moments
         self._adamw = optim.optimizer(model, train)
 
@@ -108,7 +109,7 @@ def _blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _like(local: torch.Tensor, whole: DTensor) -> DTensor:
