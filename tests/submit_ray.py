@@ -5,6 +5,7 @@ Started by `ray start` in processes of its own: a second kind of Ray in the proc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -45,7 +46,6 @@ class OtherRay:
         inside = {
             **self.env,
             "SHOAL_HOME": str(self.home),
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "DASHBOARD_METRIC_PORT": str(rest[0]),
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(rest[1]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(rest[2]),
@@ -74,10 +74,8 @@ class OtherRay:
             except subprocess.TimeoutExpired:
                 node.kill()
         for process in self.processes():
-            try:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
-            except psutil.Error:
-                pass
 
     def processes(self) -> list[psutil.Process]:
         """What runs on it."""

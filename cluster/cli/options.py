@@ -39,7 +39,7 @@ def on_cluster(
             if why := refuse(**arguments):
                 raise InputError(f"{target.name}: {why}")
             context = click.get_current_context()
-            return context.exit(remote.run(target, context.command, arguments, data=data))
+            return context.exit(remote.run(target, context, arguments, data=data))
 
         return click.option("--on", metavar="NAME", help=_ON)(here_or_there)
 

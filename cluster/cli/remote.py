@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shlex
 import tempfile
@@ -19,12 +20,15 @@ from cluster.submit import Job, Jobs, Package, Target, check, pack
 
 STOP_S = 30  # a verb that is stopped ends its workers and closes its run meanwhile; Ray's own 3 s are too few
 
+# What Ray writes into a job's log before its command says anything.
+_OF_RAY = re.compile(r"Running entrypoint for job |\S+ \S+\tINFO job_manager\.py:\d+ -- ")
 
-def run(target: Target, command: click.Command, arguments: Mapping[str, Any], *, data: bool) -> int:
+
+def run(target: Target, context: click.Context, arguments: Mapping[str, Any], *, data: bool) -> int:
     """Run a verb there and return its exit code. The same verb on the same input that runs there already is followed
     instead; another one at work on the same model is refused (RunFailed)."""
-    verb, as_json = command.name or "", bool(arguments.get("as_json"))
-    files, overrides, words = _words(command, arguments)
+    verb, as_json = context.info_name or "", bool(arguments.get("as_json"))
+    files, overrides, words = _words(context, arguments)
     jobs = Jobs(target)
     with Output(as_json=as_json) as out, tempfile.TemporaryDirectory(prefix="shoal-send-") as folder:
         package = pack(
@@ -67,7 +71,7 @@ class Printer:
         self._json, self._result = as_json, ""
 
     def line(self, line: str) -> None:
-        if line.startswith("Running entrypoint for job "):
+        if _OF_RAY.match(line):
             return
         if not self._json:
             click.echo(line)
@@ -87,13 +91,13 @@ class Printer:
             self._result = ""
 
 
-def _words(command: click.Command, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+def _words(context: click.Context, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
     """A verb's files, its overrides, and its other words, from what click made of them."""
     given = [arguments["file"], *arguments["overrides"]] if "file" in arguments else list(arguments.get("words", ()))
     files = [word for word in given if "=" not in word]
     overrides = [word for word in given if "=" in word]
     words: list[str] = []
-    for parameter in command.params:
+    for parameter in context.command.params:
         value = arguments.get(parameter.name or "")
         if parameter.name in ("file", "overrides", "words", "as_json", "on") or value in (None, False):
             continue
@@ -101,7 +105,7 @@ def _words(command: click.Command, arguments: Mapping[str, Any]) -> tuple[list[s
             words.append(str(value))
         elif value is True:
             words.append(parameter.opts[-1])
-        elif value != parameter.get_default(click.get_current_context()):
+        elif value != parameter.get_default(context):
             words += [parameter.opts[-1], str(value)]
     return files, overrides, words
 
