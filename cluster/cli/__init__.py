@@ -31,6 +31,7 @@ VERBS = {
     "predict": "Ask a model that is served",
     "status": "What is running: the cluster, runs and endpoints",
     "logs": "Print the logs of a run, a model or the cluster",
+    "stop": "End a run on a cluster (`--on`)",
     "down": "Stop one model, or everything",
     "models": "List versions, show lineage, promote, roll back",
     "ui": "Open the page of all runs (MLflow)",
