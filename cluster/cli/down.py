@@ -16,6 +16,7 @@ def command(name: str | None, as_json: bool) -> None:
 
     \b
       shoal down reviews     the others go on serving
+      shoal down chat:verse  an adapter leaves the engine of chat, which goes on
       shoal down             Ray and all that runs on it
     """
     from cluster import connect
@@ -26,11 +27,10 @@ def command(name: str | None, as_json: bool) -> None:
             was_up = connect.down()
             out.result({"down": was_up}, "down" if was_up else "nothing was running")
             return
-        from serve.run import endpoints, remove
+        from serve.run import remove
 
         cluster = connect.running()
-        served = [endpoint.name for endpoint in endpoints(cluster)] if cluster else []
-        if cluster is None or name not in served:
-            raise NotFound(f"{name}: not served; served are: {', '.join(served) or 'none'}")
+        if cluster is None:
+            raise NotFound(f"{name}: not served; served are: none")
         remove(name, cluster)
         out.result({"down": True, "name": name}, f"{name} is down")
