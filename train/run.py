@@ -55,7 +55,7 @@ def key(spec: Spec, prepared: Prepared) -> str:
     else:
         base = weights.digest(_base(spec))
     # How often a lost worker is replaced changes nothing about the model.
-    section = spec.train.model_dump(exclude={"max_failures"})
+    section = spec.train.model_dump(exclude={"max_failures", "node_pool"})
     whole = [spec.task, base, prepared.digest, prepared.labels, section, code.digest(Path(__file__).parent, _CODE)]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
