@@ -17,7 +17,7 @@ from cluster.settings.kubernetes import Kubernetes
 from cluster.spec import Spec
 from k8s import pools, reach
 from k8s.documents import to_yaml
-from k8s.names import FILES, INSTANCE, POOL, digest, labels, resource_name
+from k8s.names import FILES, POOL, digest, labels, resource_name
 from k8s.pods import SERVE_PORT, one_pod, ray_cluster, submitter
 
 Verb = Literal["up", "train", "tune", "serve"]
@@ -101,6 +101,8 @@ def _job(spec: Spec, kube: Kubernetes, verb: Verb) -> list[Manifest]:
 def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) -> list[Manifest]:
     """The RayService of one or several files, and its ConfigMap."""
     name = resource_name(specs[0].name) if len(specs) == 1 else kube.service
+    # In one order, whatever that of the files: KubeRay would take another one for another cluster.
+    specs = sorted(specs, key=lambda spec: spec.name)
     choices: dict[str, pools.Choice] = {}
     applications, models = [], {}
     for spec in specs:
@@ -126,7 +128,7 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
     metadata = _metadata(name, kube, marks, [spec.name for spec in specs])
     files = f"{name}-files"
     data = {"cluster.yaml": _cluster_yaml(kube)}
-    cluster = ray_cluster(kube, [pools.of_gateway(kube), *choices.values()], files, serves=True)
+    cluster = ray_cluster(kube, [pools.of_gateway(kube), *(choices[pool] for pool in sorted(choices))], files, serves=True)
     # Pods read the ConfigMap when they start: where it changes they are to be others.
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["template"]["metadata"] = {"annotations": {"shoal.dev/files": digest(data)}}
@@ -196,7 +198,3 @@ def _metadata(name: str, kube: Kubernetes, marks: dict[str, str], models: list[s
     namespace = {"namespace": kube.namespace} if kube.namespace else {}
     return {"name": name, **namespace, "labels": marks, "annotations": {"shoal.dev/models": ",".join(models)}}
 
-
-def groups(manifests: Sequence[Manifest]) -> list[tuple[str, str]]:
-    """Kind and instance of what is rendered, each once: what `delete` removes is found by them."""
-    return list(dict.fromkeys((one["kind"], one["metadata"]["labels"][INSTANCE]) for one in manifests))
