@@ -9,14 +9,15 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cluster.errors import ClusterGone, InputError, NotFound, RunFailed, ShoalError
 from cluster.settings.kubernetes import Kubernetes
-from k8s.names import MANAGER
+from k8s.names import MANAGER, PLURALS
+from k8s.schema import Resource
 
-PLURALS = {"RayJob": "rayjobs", "RayService": "rayservices", "ConfigMap": "configmaps", "Pod": "pods"}
 RAY = ("ray.io", "v1")
 TIMEOUT_S = (5.0, 60.0)  # to connect, and to be answered
 _APPLY = "application/apply-patch+yaml"
@@ -54,9 +55,12 @@ class Api:
             if kind == "ConfigMap":
                 made = self._core.patch_namespaced_config_map(name, self.namespace, dict(manifest), **options)
                 return self.client.sanitize_for_serialization(made)
-            return self._custom.patch_namespaced_custom_object(
+            changed = self._custom.patch_namespaced_custom_object(
                 *RAY, self.namespace, PLURALS[kind], name, dict(manifest), **options
             )
+        if changed is None and not dry_run:  # the client passes over the answer where something was made (201)
+            changed = self.get(kind, name)
+        return changed or dict(manifest)
 
     def get(self, kind: str, name: str) -> dict[str, Any] | None:
         """A resource as it stands, None where there is none."""
@@ -98,19 +102,20 @@ class Api:
                 if error.status != 404 or not _named(error, name):
                     raise
 
-    def crds(self, kinds: Iterator[str] | set[str]) -> dict[str, Any] | None:
+    def crds(self, kinds: Iterable[str]) -> dict[str, Resource] | None:
         """KubeRay's CRDs by kind, as this cluster has them; None where they may not be read here.
 
         Raises InputError where KubeRay is not installed.
         """
-        found: dict[str, Any] = {}
-        for kind in sorted(kinds):
+        found: dict[str, Resource] = {}
+        for kind in sorted(set(kinds) - {"ConfigMap"}):
             name = f"{PLURALS[kind]}.ray.io"
             with self._told(f"get CustomResourceDefinition {name}"):
                 try:
-                    found[kind] = self._custom.get_cluster_custom_object(
+                    crd: Any = self._custom.get_cluster_custom_object(
                         "apiextensions.k8s.io", "v1", "customresourcedefinitions", name, _request_timeout=TIMEOUT_S
                     )
+                    found[kind] = Resource(crd)
                 except _api_exception() as error:
                     if error.status == 403:
                         return None
@@ -122,10 +127,13 @@ class Api:
     @contextlib.contextmanager
     def _told(self, purpose: str) -> Iterator[None]:
         """What a call raises, as one message of ours. `purpose` is verb, kind and name."""
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
         try:
-            yield
+            with warnings.catch_warnings():
+                # A kubeconfig with insecure-skip-tls-verify says so itself; kubectl does not repeat it either.
+                warnings.simplefilter("ignore", InsecureRequestWarning)
+                yield
         except ShoalError:
             raise
         except _api_exception() as error:
@@ -156,8 +164,9 @@ def connect(kube: Kubernetes) -> Api:
             with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as file:
                 namespace = file.read().strip()
         else:
-            config.load_kube_config(context=kube.context, client_configuration=configuration, persist_config=False)
-            contexts, active = config.list_kube_config_contexts()
+            # The client itself reads KUBECONFIG once, when it is imported.
+            config.load_kube_config(place, kube.context, configuration, persist_config=False)
+            contexts, active = config.list_kube_config_contexts(place)
             chosen = next((one for one in contexts if one["name"] == kube.context), active)
             namespace = chosen["context"].get("namespace")
     except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -17,6 +17,7 @@ POLL_S = 1.0
 READY_S = 1800.0  # the longest a service may take: images, nodes and models come first
 ALONE_S = 30.0  # after so long without a word it is worth asking whether KubeRay runs
 GONE_S = 120.0
+_OPERATOR = "kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator"
 COMPONENT = "app.kubernetes.io/component"
 Manifest = dict[str, Any]
 
@@ -35,8 +36,7 @@ def apply(
     Before anything is changed all is checked against the cluster's own CRDs, and by the API server in a dry run. Raises
     InputError, RunFailed (a job failed, a field has another owner, no permission) or ClusterGone.
     """
-    kinds = {one["kind"] for one in manifests if one["kind"] in ("RayJob", "RayService")}
-    check(manifests, api.crds(kinds))
+    check(manifests, api.crds(one["kind"] for one in manifests))
     for manifest in manifests:
         api.apply(manifest, dry_run=True)
 
@@ -47,6 +47,12 @@ def apply(
     for manifest in jobs:
         if manifest["kind"] == "RayJob":
             _wait(api, manifest, progress, float("inf"), poll_s)
+    for manifest in service:
+        if manifest["kind"] == "RayService":
+            # Files that share a service are named together each time: one that is not is served no more.
+            before = api.get("RayService", manifest["metadata"]["name"])
+            if before and (gone := set(state.wanted(before)) - set(state.wanted(manifest))):
+                progress("no longer served", 0, 0, ", ".join(sorted(gone)))
     made += [api.apply(manifest) for manifest in service]
     for manifest in service:
         if manifest["kind"] == "RayService":
@@ -70,10 +76,12 @@ def _wait(api: Api, manifest: Manifest, progress: Progress, longest_s: float, po
         waited = time.monotonic() - began
         if waited > longest_s:
             said = f": {now.message}" if now.message else ""
-            raise RunFailed(f"{kind} {name}: not ready within {longest_s:g} s: {now.word}{said}; {_look(kind, now, api)}")
+            raise RunFailed(
+                f"{kind} {name}: not ready within {longest_s:g} s: {now.word}{said}; {_look(kind, now, api)}"
+            )
         note = f"{now.word}{f', {now.message}' if now.message else ''}"
         if not now.seen and waited > ALONE_S:
-            note = "KubeRay's operator says nothing; does it run? kubectl get pods -A -l app.kubernetes.io/name=kuberay-operator"
+            note = f"KubeRay's operator says nothing; does it run? {_OPERATOR}"
         progress(name, 0, 0, note)
         time.sleep(poll_s)
 

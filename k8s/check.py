@@ -1,20 +1,23 @@
-"""Strict checks of manifests, before anything is sent: Kubernetes' own schemas, KubeRay's CRDs, its operator's rules."""
+"""Strict checks of manifests before anything is sent: Kubernetes' own schemas, KubeRay's CRDs, its operator's rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import InputError
-from k8s import rules, schema
+from k8s import rules
+from k8s.names import PLURALS
+from k8s.schema import Resource
 
 KUBERNETES = "1.37"  # the newest that kubernetes-validate knows of
 CRDS = "SHOAL_KUBERAY_CRDS"  # the variable that names a folder of KubeRay's CRDs as YAML
 
 
-def check(manifests: Sequence[dict[str, Any]], crds: Mapping[str, Any] | None) -> None:
-    """Raises InputError with every fault of the manifests; `crds` maps a kind to its CRD, None where there are none."""
+def check(manifests: Sequence[dict[str, Any]], crds: Mapping[str, Resource] | None) -> None:
+    """Raises InputError with every fault of the manifests; `crds` maps a kind to its CRD, None where
+    it is not at hand."""
     found = [
         f"{manifest['kind']} {manifest['metadata'].get('name')}: {where or 'the resource'}: {what}"
         for manifest in manifests
@@ -24,10 +27,9 @@ def check(manifests: Sequence[dict[str, Any]], crds: Mapping[str, Any] | None) -
         raise InputError("\n".join(dict.fromkeys(found)))
 
 
-def faults(manifest: dict[str, Any], crds: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+def faults(manifest: dict[str, Any], crds: Mapping[str, Resource] | None) -> Iterator[tuple[str, str]]:
     """Every fault of one manifest, as its path and what is wrong."""
-    group, _, version = manifest["apiVersion"].rpartition("/")
-    if group != "ray.io":
+    if manifest["apiVersion"] != "ray.io/v1":
         yield from _core(manifest, ())
         return
     # What every resource has, by Kubernetes' own schemas: KubeRay's CRDs say less of it, or nothing.
@@ -38,27 +40,31 @@ def faults(manifest: dict[str, Any], crds: Mapping[str, Any] | None) -> Iterator
         if manifest["kind"] not in crds:
             yield "kind", f"KubeRay has no {manifest['kind']}; it has {', '.join(sorted(crds))}"
             return
-        broken = list(schema.faults(schema.of_resource(crds[manifest["kind"]], version), manifest))
+        broken = list(crds[manifest["kind"]].faults(manifest))
         yield from broken
         if broken:
             return  # its rules are about resources of this shape
     yield from rules.faults(manifest)
 
 
-def read_crds(folder: str) -> dict[str, Any]:
-    """KubeRay's CRDs from a folder of YAML files, by kind. Raises InputError where there are none."""
+def read_crds(folder: str, kinds: Iterable[str]) -> dict[str, Resource]:
+    """KubeRay's CRDs by kind, from a folder of YAML files as they are published. Raises InputError where one is missing."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found: dict[str, Any] = {}
-    for path in sorted(Path(folder).glob("*.yaml")):
+    found: dict[str, Resource] = {}
+    for kind in sorted(set(kinds) - {"ConfigMap"}):
+        path = Path(folder) / f"ray.io_{PLURALS[kind]}.yaml"
         try:
-            crd = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 - a safe loader, the faster one where it is
-            found[crd["spec"]["names"]["kind"]] = crd
-        except (yaml.YAMLError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: no CustomResourceDefinition: {type(error).__name__}; see {CRDS}") from None
-    if not found:
-        raise InputError(f"{CRDS}: {folder!r} has no .yaml files; name the folder of KubeRay's CRDs, or unset it")
+            text = path.read_bytes()
+            found[kind] = Resource(yaml.load(text, Loader=loader))  # noqa: S506 - a safe loader, and the faster one
+        except OSError as error:
+            raise InputError(
+                f"{CRDS}: {path}: {error.strerror}; name the folder of KubeRay's CRDs "
+                "(ray-operator/config/crd/bases), or unset it"
+            ) from None
+        except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(f"{CRDS}: {path}: no CustomResourceDefinition ({type(error).__name__})") from None
     return found
 
 

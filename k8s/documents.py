@@ -1,4 +1,4 @@
-"""Plain Python as YAML that every reader takes for the same: kubectl's (YAML 1.1 and Go's numbers) and Shoal's own (1.2)."""
+"""Plain Python as YAML that every reader takes for the same: kubectl's (1.1, with Go's numbers) and Shoal's (1.2)."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ HOME = "/var/lib/shoal"  # $SHOAL_HOME of every pod: where the model cache is mo
 FILES = "/etc/shoal"  # where the files of the models are mounted
 MANAGER = "shoal"  # the owner of every field that is applied
 
+PLURALS = {"RayJob": "rayjobs", "RayService": "rayservices", "ConfigMap": "configmaps", "Pod": "pods"}
+
 MANAGED_BY = "app.kubernetes.io/managed-by"
 # Which files something was made from: what `delete` goes by, so that the jobs of earlier versions of a file go as well.
 INSTANCE = "app.kubernetes.io/instance"

@@ -79,9 +79,9 @@ def _workers(kube: Kubernetes, choice: Choice, files: str, *, serves: bool) -> d
     # Nothing on a worker asks the API server anything.
     template["spec"]["automountServiceAccountToken"] = False
     if serves:
-        # Ready is what has a proxy with an application behind it, asked by the kubelet itself. KubeRay would run wget in
-        # the pod for that, which takes longer than its timeout where the cores are busy; its liveness probe stays. The
-        # head gets no such probe: KubeRay waits for a ready head before it hands over the applications.
+        # Ready is what has a proxy with an application behind it, asked by the kubelet itself. KubeRay would run wget
+        # in the pod for that, which takes longer than its timeout where the cores are busy; its liveness probe stays.
+        # The head gets no such probe: KubeRay waits for a ready head before it hands over the applications.
         template["spec"]["containers"][0]["readinessProbe"] = {
             "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
             "periodSeconds": 5,

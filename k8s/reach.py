@@ -36,7 +36,9 @@ def _folder(key: str, text: str, kube: Kubernetes, others: str) -> None:
     if inside and kube.model_cache:
         return
     if inside:
-        raise InputError(f"{key}: {text!r} is in the model cache, and cluster.yaml names none; set kubernetes.model_cache")
+        raise InputError(
+            f"{key}: {text!r} is in the model cache, and cluster.yaml names none; set kubernetes.model_cache"
+        )
     raise InputError(
         f"{key}: {text!r} is on this machine, and no pod sees it; write {others}, or a path under {HOME}, where pods "
         "have kubernetes.model_cache of cluster.yaml"

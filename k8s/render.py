@@ -45,8 +45,8 @@ def render(specs: Sequence[Spec], kube: Kubernetes, verb: Verb = "up") -> list[M
 
 
 def _job(spec: Spec, kube: Kubernetes, verb: Verb) -> list[Manifest]:
-    """The RayJob of a file and its ConfigMap. Their names change with whatever they hold: a RayJob runs once, and a file
-    that changed is another job."""
+    """The RayJob of a file and its ConfigMap. Their names change with whatever they hold: a RayJob runs once, and a
+    file that changed is another job."""
     row = tasks.trainable(spec)
     kind(spec, row, True)
     if spec.data.train is None:
@@ -128,7 +128,9 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
     metadata = _metadata(name, kube, marks, [spec.name for spec in specs])
     files = f"{name}-files"
     data = {"cluster.yaml": _cluster_yaml(kube)}
-    cluster = ray_cluster(kube, [pools.of_gateway(kube), *(choices[pool] for pool in sorted(choices))], files, serves=True)
+    cluster = ray_cluster(
+        kube, [pools.of_gateway(kube), *(choices[pool] for pool in sorted(choices))], files, serves=True
+    )
     # Pods read the ConfigMap when they start: where it changes they are to be others.
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["template"]["metadata"] = {"annotations": {"shoal.dev/files": digest(data)}}
@@ -197,4 +199,3 @@ def _cluster_yaml(kube: Kubernetes) -> str:
 def _metadata(name: str, kube: Kubernetes, marks: dict[str, str], models: list[str]) -> dict[str, Any]:
     namespace = {"namespace": kube.namespace} if kube.namespace else {}
     return {"name": name, **namespace, "labels": marks, "annotations": {"shoal.dev/models": ",".join(models)}}
-

@@ -1,4 +1,4 @@
-"""What KubeRay's operator refuses although its CRDs let it through: such a resource is stored, and nothing ever happens.
+"""What KubeRay's operator refuses although its CRDs let it through: such a resource is stored, and nothing happens.
 
 The rules are KubeRay 1.7's (ray-operator/controllers/ray/utils/validation.go), each in words of our own.
 """

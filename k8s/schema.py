@@ -1,7 +1,7 @@
 """A CustomResourceDefinition's schema as a strict one: what an API server would drop, fill in or refuse is told before.
 
-What an API server makes of openAPIV3Schema stands in its documentation of structural schemas: unknown fields are pruned,
-defaults are filled in, int-or-string and CEL rules are extensions of its own.
+What an API server makes of openAPIV3Schema stands in its documentation of structural schemas: unknown fields are
+pruned, defaults are filled in, int-or-string and CEL rules are extensions of its own.
 """
 
 from __future__ import annotations
@@ -33,25 +33,24 @@ def strict(schema: Schema) -> dict[str, Any]:
     return result
 
 
-def of_resource(crd: Schema, version: str) -> dict[str, Any]:
-    """The schema of a resource's own part: its metadata are every resource's. Raises KeyError where the CRD has not the
-    version."""
-    served = {one["name"]: one for one in crd["spec"]["versions"]}
-    schema = dict(served[version]["schema"]["openAPIV3Schema"])
-    schema["properties"] = {
-        **schema["properties"],
-        "metadata": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
-    }
-    return schema
+class Resource:
+    """One version of a CRD, ready to check resources of its kind. Raises KeyError where the CRD has not the version."""
 
+    def __init__(self, crd: Schema, version: str = "v1") -> None:
+        from jsonschema import Draft202012Validator
 
-def faults(schema: Schema, value: Any) -> Iterator[tuple[str, str]]:
-    """Every fault of a value as its path and what is wrong, by the strict schema and by the CEL rules."""
-    from jsonschema import Draft202012Validator
+        served = {one["name"]: one for one in crd["spec"]["versions"]}
+        # A resource's metadata are every resource's: a CRD says nothing of them.
+        free = {"metadata": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+        schema = served[version]["schema"]["openAPIV3Schema"]
+        self.schema = {**schema, "properties": {**schema["properties"], **free}}
+        self.validator = Draft202012Validator(strict(self.schema))
 
-    for error in Draft202012Validator(strict(schema)).iter_errors(value):
-        yield ".".join(map(str, error.absolute_path)), error.message[:300]
-    yield from _rules(schema, value, ())
+    def faults(self, value: Any) -> Iterator[tuple[str, str]]:
+        """Every fault of a resource as its path and what is wrong, by the strict schema and by the CEL rules."""
+        for error in self.validator.iter_errors(value):
+            yield ".".join(map(str, error.absolute_path)), error.message[:300]
+        yield from _rules(self.schema, value, ())
 
 
 def _rules(schema: Schema, value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:

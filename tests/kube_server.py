@@ -81,7 +81,7 @@ def running(folder: Path) -> Iterator[Server]:
     server = Server(url, folder)
     for user, token in (("admin", ADMIN), ("nobody", NOBODY), ("unknown", "wrong")):
         server.kubeconfigs[user] = folder / f"{user}.kubeconfig"
-        server.kubeconfigs[user].write_text(yaml.safe_dump(kubeconfig(url, token)))
+        server.kubeconfigs[user].write_text(yaml.safe_dump(kubeconfig(url, token, folder)))
     (folder / "tokens.csv").write_text(f'{ADMIN},admin,1,"system:masters"\n{NOBODY},nobody,2\n')
     key = folder / "service-account.key"
     subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
@@ -130,13 +130,14 @@ def running(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def kubeconfig(url: str, token: str, **context: str) -> dict[str, Any]:
-    """A kubeconfig with one context, called test."""
+def kubeconfig(url: str, token: str, folder: Path, **context: str) -> dict[str, Any]:
+    """A kubeconfig with one context, called test; the server's certificate, which it makes itself, is its own CA."""
+    authority = str(folder / "certificates" / "apiserver.crt")
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "test",
-        "clusters": [{"name": "test", "cluster": {"server": url, "insecure-skip-tls-verify": True}}],
+        "clusters": [{"name": "test", "cluster": {"server": url, "certificate-authority": authority}}],
         "users": [{"name": "me", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "me", **context}}],
     }
@@ -147,6 +148,11 @@ def old_server(crd: dict[str, Any]) -> dict[str, Any]:
 
     def plain(tree: Any) -> Any:
         if isinstance(tree, dict):
+            fields = tree.get("items", {}).get("properties", {}) if isinstance(tree.get("items"), dict) else {}
+            if any(fields[key].get("default") == "" for key in tree.get("x-kubernetes-list-map-keys", ())):
+                # A list is told apart by a key that each item must have.
+                tree = {key: child for key, child in tree.items() if key != "x-kubernetes-list-map-keys"}
+                tree["x-kubernetes-list-type"] = "atomic"
             return {
                 key: plain(child)
                 for key, child in tree.items()
@@ -162,7 +168,7 @@ def _install(server: Server, folder: Path) -> None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     names = []
     for kind in ("rayjobs", "rayservices"):
-        crd = yaml.load((folder / f"ray.io_{kind}.yaml").read_bytes(), Loader=loader)
+        crd = yaml.load((folder / f"ray.io_{kind}.yaml").read_bytes(), Loader=loader)  # noqa: S506 - a safe one
         # The old version would only be served beside the new one, at twice the memory.
         crd["spec"]["versions"] = [one for one in crd["spec"]["versions"] if one["name"] == "v1"]
         if version and int(version[0]) < 25:
@@ -209,12 +215,12 @@ def _operate(server: Server, namespace: str, job: str, application: str, stop: t
                 if one.get("status", {}).get("observedGeneration") == metadata["generation"]:
                     continue
                 config = yaml.safe_load(one["spec"]["serveConfigV2"])
-                said = {"status": application, "message": "" if application == "RUNNING" else "no such model"}
+                said = {"status": application, "message": "as the stand-in says"}
                 condition = {
                     "type": "Ready",
                     "status": "True",
                     "reason": "NonZeroServeEndpoints",
-                    "message": "",
+                    "message": "the stand-in has endpoints",
                     "lastTransitionTime": "2026-01-01T00:00:00Z",
                 }
                 status = {

@@ -74,7 +74,7 @@ def render(words: Sequence[str], verb: str) -> None:
 
     _, manifests = _rendered(words, verb)
     folder = os.environ.get(CRDS)
-    check(manifests, read_crds(folder) if folder else None)
+    check(manifests, read_crds(folder, (one["kind"] for one in manifests)) if folder else None)
     with Output() as out:
         if not folder:
             out.say(f"checked: Kubernetes' schemas, KubeRay's rules; not checked: its CRDs ({CRDS} names their folder)")
