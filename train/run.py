@@ -63,10 +63,10 @@ def key(spec: Spec, prepared: Prepared) -> str:
 
 
 def _section(spec: Spec) -> dict[str, Any]:
-    """What of the train section decides the model. How often a lost worker is replaced changes nothing about it, nor
-    what DeepSpeed would do if it were asked; auto is what it comes to."""
+    """What of the train section decides the model. How often a lost worker is replaced and on which nodes they run
+    changes nothing about it, nor what DeepSpeed would do if it were asked; auto is what it comes to."""
     spec, _ = _settled(spec)
-    unused = {"max_failures"} if spec.train.parallel == "deepspeed" else {"max_failures", "deepspeed"}
+    unused = {"max_failures", "node_pool"} | (set() if spec.train.parallel == "deepspeed" else {"deepspeed"})
     return spec.train.model_dump(exclude=unused)
 
 

@@ -35,6 +35,7 @@ VERBS = {
     "down": "Stop one model, or everything",
     "models": "List versions, show lineage, promote, roll back",
     "ui": "Open the page of all runs (MLflow)",
+    "k8s": "Write, apply, watch and delete a file's Kubernetes manifests (KubeRay)",
     "demo": "Show the whole chain on a real model and real data",
     "doctor": "Check this machine and say what to mend",
 }

@@ -80,6 +80,9 @@ class Train(Section):
     """How often lost workers are replaced, each time from the last checkpoint, before the run fails."""
     parameters: dict[str, Any] = {}
     """Constructor arguments of a scikit-learn estimator, e.g. {n_estimators: 300}."""
+    node_pool: Annotated[str, Field(pattern=NAME)] | None = None
+    """Node pool of cluster.yaml for the workers, on Kubernetes; each takes a GPU where the pool has some. Left out: the
+    smallest pool without GPUs that has room."""
 
     @model_validator(mode="after")
     def _deepspeed_is_meant(self) -> Train:
@@ -127,6 +130,9 @@ class Serve(Section):
     """A request that takes longer is ended, in seconds."""
     llm: Llm = Llm()
     """The engine of text-generation."""
+    node_pool: Annotated[str, Field(pattern=NAME)] | None = None
+    """Node pool of cluster.yaml for the copies, on Kubernetes. Left out: the smallest that has a copy's cores and GPUs.
+    """
 
     @model_validator(mode="after")
     def _ordered(self) -> Serve:
