@@ -14,6 +14,7 @@ import aiohttp
 from ray import serve
 
 from cluster.errors import NotFound, ShoalError
+from cluster.monitoring.record import Requests
 from serve.asgi import (
     Disconnected,
     Receive,
@@ -43,16 +44,18 @@ class Gateway:
     def __init__(self) -> None:
         self.models: dict[str, dict[str, Any]] = {}
         self.session: aiohttp.ClientSession | None = None
+        self.requests = Requests()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The models ({name: {task, version, request, response, timeout_s}}), where they are, and the size limit."""
         self.models = config["models"]
+        self.requests.serves(self.models)
         self.upstream: str = config["upstream"]
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        return application(self.answer)
+        return application(self.requests.measured(self.answer))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; 404 for all else."""
@@ -103,6 +106,7 @@ class Gateway:
 
     async def forward(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the model's application and its answer back. Bytes are looked at by nobody here."""
+        self.requests.routed(scope, name)
         headers = dict(scope["headers"])
         if declared_length(headers) > self.max_bytes:
             raise too_large(self.max_bytes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import settings, tasks, weights
 from cluster.errors import InputError, NotFound, ShoalError
+from cluster.monitoring.record import Training
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
@@ -113,6 +114,8 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
             registry.set_tags(run_id, {"shoal.error": error.message})
         registry.end_run(run_id, "FAILED")
         raise
+    finally:
+        journal.shown.ended()
     registry.end_run(run_id)
 
     # The model is in the registry: what only served to make it goes.
@@ -154,6 +157,7 @@ class _Journal:
             self._registry.log_data(run_id, prepared.report["sources"], prepared.rows)
             self._state = {"run_id": run_id, "offset": 0}
             self._save()
+        self.shown = Training(spec.name, run_id)
         return run_id
 
     def follow(self, *, last: bool = False) -> None:
@@ -164,6 +168,7 @@ class _Journal:
                 logging.getLogger("shoal").warning("%s", event["warning"])
             else:
                 self._last |= event
+                self.shown.note(event)
                 if "train/loss" in event.get("metrics", {}):
                     self._note = f"loss {event['metrics']['train/loss']:.3f}"
                 self._pending.append(event)

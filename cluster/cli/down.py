@@ -16,14 +16,17 @@ def command(name: str | None, as_json: bool) -> None:
 
     \b
       shoal down reviews     the others go on serving
-      shoal down             Ray and all that runs on it
+      shoal down             Ray and all that runs on it, and the Prometheus of `shoal monitor up`
     """
     from cluster import connect
     from cluster.errors import NotFound
+    from cluster.monitoring import server
+    from cluster.settings import home
 
     with Output(as_json=as_json) as out:
         if name is None:
             was_up = connect.down()
+            was_up = server.stop(home()) or was_up
             out.result({"down": was_up}, "down" if was_up else "nothing was running")
             return
         from serve.run import endpoints, remove
