@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import NotFound
+from cluster.errors import InputError, NotFound
 from cluster.monitoring import model, overview
 from cluster.monitoring.names import IN_FLIGHT, TRAINING_STEP
 from cluster.monitoring.panels import Page, Panel
@@ -21,7 +22,9 @@ HEIGHT = 7  # of a panel, in Grafana's units of 30 pixels
 
 def dashboard(name: str, *, datasource: str, uid: str | None = None) -> dict[str, Any]:
     """A dashboard as Grafana's JSON. `datasource` is the name of the Prometheus it shows first (the page has a menu of
-    all), `uid` Grafana's own key for it where that is known. Raises NotFound."""
+    all), `uid` Grafana's own key for it where that is known. Raises NotFound, InputError."""
+    if find_spec("grafana_foundation_sdk") is None:
+        raise InputError("dashboards: grafana-foundation-sdk is not installed; pip install 'shoal[monitoring]'")
     from grafana_foundation_sdk.builders import dashboard as build
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.models.dashboard import DashboardCursorSync, VariableOption

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
@@ -49,10 +50,10 @@ def push(wanted: Grafana, *, progress: Progress = silent) -> list[Pushed]:
 
     # All that can be wrong with the address, the token and the names comes to light before anything is written.
     with explained(wanted, written):
-        found = api.health.check()
-        if not isinstance(found, dict) or "database" not in found:
+        found, folders = api.health.check(), api.folder.get_all_folders()
+        # A page of HTML comes back as text.
+        if not isinstance(found, dict) or "database" not in found or not isinstance(folders, list):
             raise InputError(f"grafana.url: {url} answers, but not as a Grafana does; write Grafana's own address")
-        folders = api.folder.get_all_folders()
         source = _source(api, wanted)
         there = {name: _found(api, page.uid) for name, page in PAGES.items()}
         folder = next((one["uid"] for one in folders if one["title"] == wanted.folder), None)
@@ -83,6 +84,8 @@ def push(wanted: Grafana, *, progress: Progress = silent) -> list[Pushed]:
 
 def connect(wanted: Grafana) -> GrafanaApi:
     """A client for the Grafana of cluster.yaml; nothing is sent yet. Raises InputError."""
+    if find_spec("grafana_client") is None:
+        raise InputError("dashboards push: grafana-client is not installed; pip install 'shoal[monitoring]'")
     from grafana_client import GrafanaApi, TokenAuth
 
     if not wanted.url:
@@ -209,6 +212,10 @@ def _refused(error: GrafanaClientError, wanted: Grafana, name: str, so_far: str)
         )
     if status == 404:
         return InputError(f"grafana.url: {wanted.url} has no such page ({said}); write Grafana's own address{so_far}")
+    if isinstance(error.response, dict) and error.response.get("status") == "name-exists":
+        return RunFailed(
+            f"{what}: another one in folder {wanted.folder!r} has its title; rename or delete that{so_far}"
+        )
     if status in (409, 412):
         return RunFailed(f"{what}: somebody changed it at the same time ({said}); run the same again{so_far}")
     return RunFailed(f"{what}: Grafana refused it with {status}: {said}{so_far}")

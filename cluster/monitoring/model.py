@@ -220,7 +220,7 @@ TRAINING = Row(
             "short",
             (
                 Query(f"{TRAINING_ROWS.series}{_MINE}", "{{run}}, rows"),
-                Query(f"{TRAINING_TOKENS.series}{_MINE}", "{{run}}, tokens"),
+                Query(f"{TRAINING_TOKENS.series}{_MINE}", "{{run}}, tokens", needs="llm"),
             ),
             width=6,
         ),
