@@ -20,6 +20,7 @@ from ray import serve
 
 from cluster import tasks
 from cluster.errors import InputError, RunFailed, ShoalError
+from cluster.monitoring.record import Passes
 from serve.asgi import (
     Disconnected,
     Receive,
@@ -59,7 +60,7 @@ class Model:
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
         self.handler.setup(located(self.args.folder), self.args.device)
-        self.batcher = Batcher(self.predict)
+        self.batcher = Batcher(self.predict, Passes(self.args.name).note)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def reconfigure(self, config: dict[str, Any]) -> None:

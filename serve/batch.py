@@ -19,8 +19,11 @@ class Batcher:
     `predict` takes a list of inputs and returns as many outputs. All methods belong to one event loop.
     """
 
-    def __init__(self, predict: Callable[[list[Any]], list[Any]]) -> None:
+    def __init__(
+        self, predict: Callable[[list[Any]], list[Any]], note: Callable[[int], None] = lambda size: None
+    ) -> None:
         self.predict = predict
+        self.note = note  # told of the size of every pass
         # One thread: passes queue up instead of fighting over the cores, all of which torch uses already.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
         self.waiting: deque[tuple[list[Any], asyncio.Future[list[Any]]]] = deque()
@@ -56,6 +59,7 @@ class Batcher:
                 timer.cancel()
             while batch := self._take():
                 flat = [one for inputs, _ in batch for one in inputs]
+                self.note(len(flat))
                 try:
                     outputs = await loop.run_in_executor(self.thread, self.predict, flat)
                 except Exception as error:

@@ -15,6 +15,7 @@ from ray import serve
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, ShoalError
+from cluster.monitoring.record import Requests
 from serve import openai_routes
 from serve.asgi import (
     Disconnected,
@@ -46,17 +47,19 @@ class Gateway:
     def __init__(self) -> None:
         self.models: dict[str, dict[str, Any]] = {}
         self.session: aiohttp.ClientSession | None = None
+        self.requests = Requests()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """The models ({name: {task, version, request, response, timeout_s}}, and `application` where a model is served
         by another one's), where they are, and the size limit."""
         self.models = config["models"]
+        self.requests.serves(self.models)
         self.upstream: str = config["upstream"]
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
 
     async def __serve_build_asgi_app__(self) -> Any:
-        return application(self.answer)
+        return application(self.requests.measured(self.answer))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
@@ -121,6 +124,7 @@ class Gateway:
         self, name: str, route: str, content: Body | bytes, scope: Scope, send: Send, refuse: Refuse
     ) -> None:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
+        self.requests.routed(scope, name)
         body = content if isinstance(content, Body) else Body.of(content)
         headers = dict(scope["headers"])
         passed = {key.decode("latin-1"): headers[key].decode("latin-1") for key in _PASSED_ON if key in headers}

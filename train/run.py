@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import settings, tasks, weights
 from cluster.errors import InputError, NotFound, ShoalError
+from cluster.monitoring.record import Training
 from cluster.plan import parallel_of
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
@@ -135,6 +136,8 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
             registry.set_tags(run_id, {"shoal.error": error.message})
         registry.end_run(run_id, "FAILED")
         raise
+    finally:
+        journal.shown.ended()
     registry.end_run(run_id)
 
     # The model is in the registry: what only served to make it goes.
@@ -182,6 +185,7 @@ class _Journal:
             self._registry.log_data(run_id, prepared.report["sources"], prepared.rows)
             self._state = {"run_id": run_id, "offset": 0}
             self._save()
+        self.shown = Training(spec.name, run_id)
         return run_id
 
     def follow(self, *, last: bool = False) -> None:
@@ -193,6 +197,7 @@ class _Journal:
             else:
                 self._last |= event
                 self._state["parallel"] = event.get("parallel", self.parallel)
+                self.shown.note(event)
                 if "train/loss" in event.get("metrics", {}):
                     self._note = f"loss {event['metrics']['train/loss']:.3f}"
                 self._pending.append(event)

@@ -36,6 +36,8 @@ VERBS = {
     "models": "List versions, show lineage, promote, roll back",
     "ui": "Open the page of all runs (MLflow)",
     "k8s": "Write, apply, watch and delete a file's Kubernetes manifests (KubeRay)",
+    "monitor": "Watch the cluster of this home with Prometheus, and print its alert rules",
+    "dashboards": "Bring the dashboards into Grafana",
     "demo": "Show the whole chain on a real model and real data",
     "doctor": "Check this machine and say what to mend",
 }

@@ -22,11 +22,13 @@ def command(name: str | None, as_json: bool) -> None:
     \b
       shoal down reviews              the others go on serving
       shoal down chat:verse           an adapter leaves the engine of chat, which goes on
-      shoal down                      Ray and all that runs on it
+      shoal down                      Ray and all that runs on it, and the Prometheus of `shoal monitor up`
       shoal down reviews --on prod    one model on a cluster, which itself is left alone
     """
     from cluster import attached, connect
     from cluster.errors import InputError, NotFound
+    from cluster.monitoring import server
+    from cluster.settings import home
 
     with Output(as_json=as_json) as out:
         if (there := attached.address()) is not None:
@@ -39,6 +41,7 @@ def command(name: str | None, as_json: bool) -> None:
             return out.result({"down": True, "name": name}, f"{name} is down")
         if name is None:
             was_up = connect.down()
+            was_up = server.stop(home()) or was_up
             return out.result({"down": was_up}, "down" if was_up else "nothing was running")
         from serve.run import remove
 

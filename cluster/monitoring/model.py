@@ -1,0 +1,243 @@
+"""The page of one model: its requests, its replicas, the engine of a language model, and its training."""
+
+from __future__ import annotations
+
+from cluster.monitoring.names import (
+    BATCH_SIZE,
+    IN_FLIGHT,
+    INPUTS,
+    LATENCY,
+    REQUESTS,
+    TRAINING_HEARD,
+    TRAINING_LOSS,
+    TRAINING_ROWS,
+    TRAINING_RUNNING,
+    TRAINING_STEP,
+    TRAINING_TOKENS,
+    TRAINING_TOTAL,
+    VALIDATION_LOSS,
+)
+from cluster.monitoring.overview import STATES
+from cluster.monitoring.panels import MODEL, WINDOW, Page, Panel, Query, Row, quantiles, rate
+
+_MINE = f'{{model="{MODEL}"}}'
+_FAILED = f'{{model="{MODEL}", code=~"5..|429"}}'
+_APPLICATION = f'{{application="{MODEL}"}}'
+# Of a language model, what works: not what routes to it.
+_REPLICAS = f'{{application="{MODEL}", deployment!~".*(Router|Ingress).*"}}'
+_ENGINE = f'{{model_name="{MODEL}"}}'
+_ALL = rate(REQUESTS, "model", _MINE)
+
+
+def _engine(counter: str) -> str:
+    return f"sum(rate(ray_vllm_{counter}_total{_ENGINE}[{WINDOW}]))"
+
+
+REQUEST = Row(
+    "Requests",
+    (
+        Panel(
+            "State",
+            "As Ray Serve sees the application.",
+            "short",
+            (Query(f"max(ray_serve_application_status{_APPLICATION})", "state"),),
+            kind="number",
+            width=4,
+            words=STATES,
+        ),
+        Panel(
+            "Answers",
+            "Answered at the gateway, by HTTP status; 429: no replica was free, or none was up; 499: the client left.",
+            "reqps",
+            (Query(rate(REQUESTS, "code", _MINE), "{{code}}"),),
+            width=10,
+        ),
+        Panel(
+            "Failed",
+            "Share answered with 5xx or 429.",
+            "percentunit",
+            (Query(f"({rate(REQUESTS, 'model', _FAILED)} or {_ALL} * 0) / {_ALL}", "failed"),),
+            width=10,
+        ),
+        Panel(
+            "Latency",
+            "From arrival at the gateway to the last byte of the answer; of a stream, that of its last token.",
+            "s",
+            quantiles(LATENCY, _MINE),
+            width=12,
+        ),
+        Panel(
+            "In flight and waiting",
+            "Passed on and not answered yet; waiting are those that no replica works on.",
+            "short",
+            (
+                Query(f"sum({IN_FLIGHT.series}{_MINE})", "in flight"),
+                Query(
+                    f"clamp_min(sum({IN_FLIGHT.series}{_MINE}) "
+                    f"- sum(ray_serve_replica_processing_queries{_REPLICAS}), 0)",
+                    "waiting",
+                ),
+            ),
+            width=12,
+        ),
+    ),
+)
+
+REPLICAS = Row(
+    "Replicas",
+    (
+        Panel(
+            "Replicas",
+            "Those that are healthy, and how many the autoscaler (or the file) wants.",
+            "short",
+            (
+                Query(f"sum(ray_serve_deployment_replica_healthy{_REPLICAS}) or vector(0)", "healthy"),
+                Query(f"max(ray_serve_autoscaling_target_replicas{_REPLICAS})", "wanted"),
+            ),
+        ),
+        Panel(
+            "Busy",
+            "Share of the requests a replica takes at once (serve.max_ongoing_requests) that it works on.",
+            "percent",
+            (Query(f"ray_serve_replica_utilization_percent{_REPLICAS}", "{{replica}}"),),
+        ),
+        Panel(
+            "Memory",
+            "Resident memory of the replicas on each node.",
+            "bytes",
+            (
+                Query(
+                    f'sum by (ip) (ray_component_rss_bytes{{Component=~"ray::ServeReplica:{MODEL}:.*"}})',
+                    "{{ip}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Latency in the replica",
+            "Without the gateway and the way there.",
+            "ms",
+            quantiles("ray_serve_deployment_processing_latency_ms_bucket", _REPLICAS),
+        ),
+        Panel(
+            "Batch size",
+            "Inputs in one forward pass. Language models batch by the token, in their engine.",
+            "short",
+            (
+                *quantiles(BATCH_SIZE, _MINE)[:2],
+                Query(
+                    f"{rate(INPUTS, 'model', _MINE)} / sum by (model) "
+                    f"(rate({BATCH_SIZE.series.removesuffix('_bucket')}_count{_MINE}[{WINDOW}]))",
+                    "mean",
+                ),
+            ),
+        ),
+        Panel(
+            "Inputs",
+            "Through the model a second: one request may hold several.",
+            "short",
+            (Query(rate(INPUTS, "model", _MINE), "inputs"),),
+        ),
+    ),
+)
+
+ENGINE = Row(
+    "Language model",
+    (
+        Panel(
+            "Tokens",
+            "Read of prompts and generated, a second.",
+            "short",
+            (Query(_engine("prompt_tokens"), "prompt"), Query(_engine("generation_tokens"), "generated")),
+            needs="llm",
+        ),
+        Panel(
+            "Time to first token",
+            "From arrival at the engine to the first token.",
+            "s",
+            quantiles("ray_vllm_time_to_first_token_seconds_bucket", _ENGINE),
+            needs="llm",
+        ),
+        Panel(
+            "Between tokens",
+            "From one token of a stream to its next.",
+            "s",
+            quantiles("ray_vllm_inter_token_latency_seconds_bucket", _ENGINE),
+            needs="llm",
+        ),
+        Panel(
+            "KV cache",
+            "Share of it in use, of each replica. Near 100 % requests wait or are begun again.",
+            "percentunit",
+            (Query(f"ray_vllm_kv_cache_usage_perc{_ENGINE}", "{{ReplicaId}}"),),
+            needs="llm",
+            most=1,
+        ),
+        Panel(
+            "Sequences",
+            "Being generated, and waiting in the engine for room.",
+            "short",
+            (
+                Query(f"sum(ray_vllm_num_requests_running{_ENGINE})", "running"),
+                Query(f"sum(ray_vllm_num_requests_waiting{_ENGINE})", "waiting"),
+            ),
+            needs="llm",
+        ),
+        Panel(
+            "Prefix cache",
+            "Share of prompt tokens whose keys and values were there already.",
+            "percentunit",
+            (Query(f"{_engine('prefix_cache_hits')} / {_engine('prefix_cache_queries')}", "hits"),),
+            needs="llm",
+            most=1,
+        ),
+    ),
+)
+
+TRAINING = Row(
+    "Training",
+    (
+        Panel(
+            "Progress",
+            "Steps done of those to do.",
+            "percentunit",
+            (Query(f"{TRAINING_STEP.series}{_MINE} / {TRAINING_TOTAL.series}{_MINE}", "{{run}}"),),
+            width=6,
+            most=1,
+        ),
+        Panel(
+            "Loss",
+            "In training, and over the held-out rows.",
+            "short",
+            (
+                Query(f"{TRAINING_LOSS.series}{_MINE}", "{{run}}"),
+                Query(f"{VALIDATION_LOSS.series}{_MINE}", "{{run}}, held out"),
+            ),
+            width=6,
+        ),
+        Panel(
+            "Speed",
+            "Rows and, of language models, tokens a second, all workers together.",
+            "short",
+            (
+                Query(f"{TRAINING_ROWS.series}{_MINE}", "{{run}}, rows"),
+                Query(f"{TRAINING_TOKENS.series}{_MINE}", "{{run}}, tokens", needs="llm"),
+            ),
+            width=6,
+        ),
+        Panel(
+            "Since the last step",
+            "How long a run that is under way has told of no step.",
+            "s",
+            (Query(f"time() - {TRAINING_HEARD.series}{_MINE} and {TRAINING_RUNNING.series}{_MINE} == 1", "{{run}}"),),
+            width=6,
+        ),
+    ),
+)
+
+PAGE = Page(
+    uid="shoal-model",
+    title="Shoal: one model",
+    about="Requests, replicas, engine and training of one model. Made by `shoal dashboards push`.",
+    rows=(REQUEST, REPLICAS, ENGINE, TRAINING),
+    models=True,
+)
