@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,14 @@ class Trained:
     seconds: float
 
 
+class Stopped(BaseException):
+    """Raised by `watch` to end a run early: its workers are ended, and the registry says KILLED."""
+
+
+# Called about once a second with the run's id and the events (train.events) that are new.
+Watch = Callable[[str, list[dict[str, Any]]], None]
+
+
 def key(spec: Spec, prepared: Prepared) -> str:
     """SHA-256 (hex) of all that decides the model: task, base model, data, the train section, and the code here.
 
@@ -72,12 +81,26 @@ def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | No
         return None  # its files were deleted: make them again
 
 
-def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progress = silent) -> Trained:
-    """Train the model of a file on the attached Ray cluster.
+def place(spec: Spec, digest: str) -> Path:
+    """The folder of a run while it is made; `digest` is its key."""
+    return settings.home() / "runs" / f"{spec.name}-{digest[:12]}"
+
+
+def train(
+    spec: Spec,
+    prepared: Prepared,
+    *,
+    registry: Registry,
+    progress: Progress = silent,
+    tags: Mapping[str, str] | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """Train the model of a file on the attached Ray cluster. A run that is begun here gets `tags`.
 
     A run of the same key that finished is returned as it is; one that was killed goes on from its last checkpoint, in
     the same run of the registry. Raises InputError where the file is wrong, RunFailed where training fails, ClusterGone
-    where Ray does; on any of these, and on Ctrl-C, the run is ended in the registry as FAILED or KILLED.
+    where Ray does, and what `watch` raises; on any of these, and on Ctrl-C, the run is ended in the registry as FAILED
+    or KILLED.
     """
     started = time.monotonic()
     row = tasks.trainable(spec)
@@ -87,10 +110,10 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
 
     # The run: its folder, and its place in the registry, which a run that was broken off already has.
     digest = key(spec, prepared)
-    folder = settings.home() / "runs" / f"{spec.name}-{digest[:12]}"
+    folder = place(spec, digest)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(folder, registry, progress)
-    run_id = journal.open(spec, prepared, digest)
+    journal = _Journal(folder, registry, progress, watch)
+    run_id = journal.open(spec, prepared, digest, tags or {})
 
     # The work. The first step is some seconds of imports away.
     progress("train", 0, 0, "starting the workers")
@@ -105,7 +128,7 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
         # The best checkpoint's, which are not the last of the curves.
         registry.set_tags(run_id, {"shoal.metrics": json.dumps(metrics)})
         registry.log_artifacts(run_id, folder / "model", "model")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         registry.end_run(run_id, "KILLED")
         raise
     except BaseException as error:
@@ -123,16 +146,16 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
 class _Journal:
     """Carries what rank 0 tells in its file over to the registry and to whoever watches."""
 
-    def __init__(self, folder: Path, registry: Registry, progress: Progress) -> None:
+    def __init__(self, folder: Path, registry: Registry, progress: Progress, watch: Watch | None) -> None:
         self._folder, self._file = folder, folder / "run.json"
-        self._registry, self._progress = registry, progress
+        self._registry, self._progress, self._watch = registry, progress, watch
         self._state: dict[str, Any] = {"run_id": "", "offset": 0}
         self._pending: list[dict[str, Any]] = []
         self._wrote = time.monotonic()
         self._last: dict[str, Any] = {}
         self._note = ""
 
-    def open(self, spec: Spec, prepared: Prepared, digest: str) -> str:
+    def open(self, spec: Spec, prepared: Prepared, digest: str, more: Mapping[str, str]) -> str:
         """The id of the run: the one that was broken off, or a new one."""
         try:
             self._state = json.loads(self._file.read_text())
@@ -143,6 +166,7 @@ class _Journal:
                 "shoal.data_digest": prepared.digest,
                 "shoal.task": spec.task,
                 "shoal.base_model": spec.model,
+                **more,
             }
             params = {
                 "task": spec.task,
@@ -171,6 +195,8 @@ class _Journal:
             self._progress("train", self._last["step"], self._last["total"], self._note)
         if self._pending and (last or time.monotonic() - self._wrote > _EVERY):
             self._write()
+        if self._watch is not None:
+            self._watch(self._state["run_id"], found)
 
     def _write(self) -> None:
         run_id = self._state["run_id"]
