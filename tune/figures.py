@@ -14,7 +14,7 @@ _BEST, _OTHER, _PRUNED = "#0a7d5c", "#5b7fa6", "#b9b9b9"
 
 
 def curves(rows: list[Row], points: dict[int, dict[float, float]], metric: str, best: int) -> str:
-    """The swept metric at each validation over epochs: the best trial's curve stands out, those ended early are pale."""
+    """The swept metric at each validation over epochs; the best trial stands out, those ended early are pale."""
     figure, axes = _axes(1)
     for row in reversed(rows):
         curve = points.get(row.number) or {}

@@ -212,7 +212,7 @@ def _trials(
     )
     progress("tune", 0, 0, f"{concurrent} at a time; starting the first")
     try:
-        with _quiet():
+        with _quiet(folder / "ray.log"):
             tuner.fit()
     except BaseException:
         (folder / STOP).touch()
@@ -226,17 +226,20 @@ def _trials(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Tune without its tables, files and remarks; what matters of them is told by us."""
+def _quiet(file: Path) -> Iterator[None]:
+    """Ray Tune without its tables and files, its remarks in `file`; what matters of them is told by us."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
-    log = logging.getLogger("ray.tune")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    log, remarks = logging.getLogger("ray.tune"), logging.FileHandler(file, delay=True)
+    remarks.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    propagate, log.propagate = log.propagate, False
+    log.addHandler(remarks)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.removeHandler(remarks)
+        remarks.close()
+        log.propagate = propagate
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 

@@ -28,7 +28,14 @@ REDUCTION = 3
 _TELL_SECONDS = 2.0
 
 
-class Draw(Searcher):
+class _Here:
+    """Ray Tune pickles what it is given, for a restore that nobody asks it for; terminals and locks stay here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class Draw(_Here, Searcher):
     """Hands the study's trials to Ray, and what comes of them back to the study."""
 
     def __init__(self, study: Study, *, metric: str, registry: Registry, say: Callable[[str], None]) -> None:
@@ -43,7 +50,8 @@ class Draw(Searcher):
             return Searcher.FINISHED
         self._numbers[trial_id] = row.number
         # As text: Ray would look into plain values for searches of its own.
-        return {"number": row.number, "values": json.dumps(row.values), "marks": json.dumps(row.marks)}
+        marks, values = json.dumps(row.marks), json.dumps(row.values)
+        return {"number": row.number, "values": values, "marks": marks, "run": row.run_id}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         number = self._numbers[trial_id]
@@ -54,7 +62,7 @@ class Draw(Searcher):
             self._study.mark(number, result["mark"], result[self._key])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number, result = self._numbers.pop(trial_id), result or {}
+        number, result = self._numbers[trial_id], result or {}
         self._last.pop(trial_id, None)
         ended = "failed" if error else result.get("ended", "pruned")
         about = {"run": result.get("run_id", ""), "seconds": result.get("seconds", 0.0)}
@@ -70,6 +78,7 @@ class Draw(Searcher):
             about["reused"] = True
         self._study.note(number, {key: what for key, what in about.items() if what})
         self._study.end(number, ended, value)
+        del self._numbers[trial_id]
         self._say(_line(next(row for row in self._study.rows() if row.number == number)))
 
     def share(self) -> float:
@@ -83,7 +92,7 @@ class Draw(Searcher):
         raise NotImplementedError("a sweep goes on from its study")
 
 
-class Told(Callback):
+class Told(_Here, Callback):
     """Progress: how many trials have ended, are running, were ended early, and the best so far."""
 
     def __init__(self, study: Study, draw: Draw, progress: Progress) -> None:

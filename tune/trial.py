@@ -56,9 +56,10 @@ class Trial(Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            return self._state | self._told.get(timeout=_BEAT)
+            told = self._told.get(timeout=_BEAT)
         except queue.Empty:
-            return self._state | {"seconds": time.monotonic() - self._began}
+            told = {}
+        return {"seconds": time.monotonic() - self._began} | self._state | told
 
     def cleanup(self) -> None:
         self._stop.set()
@@ -74,7 +75,7 @@ class Trial(Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._state: dict[str, Any] = {"number": config["number"], "run_id": "", "step": 0, "total": 0}
+        self._state: dict[str, Any] = {"number": config["number"], "run_id": config["run"], "step": 0, "total": 0}
         self._began = time.monotonic()
         # What it told before it was broken off: the scheduler begins where it was.
         for mark, value in json.loads(config["marks"]).items():
@@ -125,4 +126,4 @@ class Trial(Trainable):
             # The last validation is followed by the end: nothing is left to stop.
             if metrics and event["step"] < event["total"]:
                 mark = max(1, round(event["step"] / event["total"] * self._marks))
-                self._told.put({"mark": mark, "seconds": time.monotonic() - self._began, **metrics})
+                self._told.put({"mark": mark, **metrics})
