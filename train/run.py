@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,14 @@ class Trained:
     reused: bool
     seconds: float
     parallel: dict[str, Any] = field(default_factory=dict)
+
+
+class Stopped(BaseException):
+    """Raised by `watch` to end a run early: its workers are ended, and the registry says KILLED."""
+
+
+# Called about once a second with the run's id and the events (train.events) that are new.
+Watch = Callable[[str, list[dict[str, Any]]], None]
 
 
 def key(spec: Spec, prepared: Prepared) -> str:
@@ -93,12 +102,26 @@ def finished(spec: Spec, prepared: Prepared, registry: Registry) -> Trained | No
         return None  # its files were deleted: make them again
 
 
-def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progress = silent) -> Trained:
-    """Train the model of a file on the attached Ray cluster.
+def place(spec: Spec, digest: str) -> Path:
+    """The folder of a run while it is made; `digest` is its key."""
+    return settings.home() / "runs" / f"{spec.name}-{digest[:12]}"
+
+
+def train(
+    spec: Spec,
+    prepared: Prepared,
+    *,
+    registry: Registry,
+    progress: Progress = silent,
+    tags: Mapping[str, str] | None = None,
+    watch: Watch | None = None,
+) -> Trained:
+    """Train the model of a file on the attached Ray cluster. A run that is begun here gets `tags`.
 
     A run of the same key that finished is returned as it is; one that was killed goes on from its last checkpoint, in
     the same run of the registry. Raises InputError where the file is wrong, RunFailed where training fails, ClusterGone
-    where Ray does; on any of these, and on Ctrl-C, the run is ended in the registry as FAILED or KILLED.
+    where Ray does, and what `watch` raises; on any of these, and on Ctrl-C, the run is ended in the registry as FAILED
+    or KILLED.
     """
     started = time.monotonic()
     row = tasks.trainable(spec)
@@ -108,10 +131,10 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
 
     # The run: its folder, and its place in the registry, which a run that was broken off already has.
     digest = key(spec, prepared)
-    folder = settings.home() / "runs" / f"{spec.name}-{digest[:12]}"
+    folder = place(spec, digest)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(folder, registry, progress)
-    run_id = journal.open(spec, prepared, digest)
+    journal = _Journal(folder, registry, progress, watch)
+    run_id = journal.open(spec, prepared, digest, tags or {})
 
     # The work. The first step is some seconds of imports away.
     progress("train", 0, 0, "starting the workers")
@@ -128,7 +151,7 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
         parallel = journal.parallel | {"why": why} if journal.parallel else {}
         registry.set_tags(run_id, {"shoal.metrics": json.dumps(metrics), "shoal.parallel": json.dumps(parallel)})
         registry.log_artifacts(run_id, folder / "model", "model")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         registry.end_run(run_id, "KILLED")
         raise
     except BaseException as error:
@@ -149,9 +172,9 @@ def train(spec: Spec, prepared: Prepared, *, registry: Registry, progress: Progr
 class _Journal:
     """Carries what rank 0 tells in its file over to the registry and to whoever watches."""
 
-    def __init__(self, folder: Path, registry: Registry, progress: Progress) -> None:
+    def __init__(self, folder: Path, registry: Registry, progress: Progress, watch: Watch | None) -> None:
         self._folder, self._file = folder, folder / "run.json"
-        self._registry, self._progress = registry, progress
+        self._registry, self._progress, self._watch = registry, progress, watch
         self._state: dict[str, Any] = {"run_id": "", "offset": 0}
         self._pending: list[dict[str, Any]] = []
         self._wrote = time.monotonic()
@@ -163,7 +186,7 @@ class _Journal:
         """How workers share the model, as they told it last."""
         return self._state.get("parallel", {})
 
-    def open(self, spec: Spec, prepared: Prepared, digest: str) -> str:
+    def open(self, spec: Spec, prepared: Prepared, digest: str, more: Mapping[str, str]) -> str:
         """The id of the run: the one that was broken off, or a new one."""
         try:
             self._state = json.loads(self._file.read_text())
@@ -174,6 +197,7 @@ class _Journal:
                 "shoal.data_digest": prepared.digest,
                 "shoal.task": spec.task,
                 "shoal.base_model": spec.model,
+                **more,
             }
             params = {
                 "task": spec.task,
@@ -205,6 +229,8 @@ class _Journal:
             self._progress("train", self._last["step"], self._last["total"], self._note)
         if self._pending and (last or time.monotonic() - self._wrote > _EVERY):
             self._write()
+        if self._watch is not None:
+            self._watch(self._state["run_id"], found)
 
     def _write(self) -> None:
         run_id = self._state["run_id"]

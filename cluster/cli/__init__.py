@@ -25,6 +25,7 @@ VERBS = {
     "samples": "Fetch small real models and data to try things on",
     "plan": "Say what a file would do and cost, and do nothing",
     "train": "Fine-tune the model of a file",
+    "tune": "Sweep over keys of a file, and register the best trial",
     "evaluate": "Judge the trained model, and register it where it passes its gate",
     "serve": "Serve the models of one or more files",
     "up": "All of it: plan, train, evaluate, register, serve; only what changed",

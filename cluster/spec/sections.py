@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from cluster.spec import space
 from cluster.spec.llm import Llm
 from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
@@ -163,6 +164,13 @@ class Spec(Section):
     @classmethod
     def _model_is_a_reference(cls, value: str) -> str:
         model_ref(value, base=Path("."))  # raises where the text can be no reference
+        return value
+
+    @field_validator("tune")
+    @classmethod
+    def _sweep_fits(cls, value: Tune, info: ValidationInfo) -> Tune:
+        if "train" in info.data:  # else its own faults are told of
+            space.check(value, info.data["train"])
         return value
 
     @property
