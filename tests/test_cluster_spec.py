@@ -449,8 +449,10 @@ def test_a_starting_file_shows_every_default_as_it_is(task: str) -> None:
     awake = re.sub(r"^( *)#(\w)", r"\1\2", text, flags=re.MULTILINE)
     assert awake != text
     assert parse(awake) == parse(text)
-    for key in ("seed", "validation_split", "gate", "max_queued_requests"):
+    shown = ["seed", "validation_split", "gate", *(["max_queued_requests"] if tasks.get(task).servable else [])]
+    for key in shown:
         assert f"  #{key}: " in text
+    assert ("lora" in text) == (task == "text-generation") != ("class_weights" in text)
     assert ("max_length" in text) == (tasks.get(task).modality == "text")
 
 
