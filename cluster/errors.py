@@ -45,7 +45,7 @@ class RunFailed(ShoalError):
 
 
 class GateNotMet(RunFailed):
-    """Evaluation finished, but a gated metric is below its threshold: nothing was promoted."""
+    """Evaluation finished, but a gated metric misses its threshold: nothing was promoted."""
 
 
 class ClusterGone(RunFailed):

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pyarrow import parquet
 
 from cluster.errors import ClusterGone, InputError, RunFailed, ShoalError
 from cluster.progress import Progress, silent
+from cluster.spec import Train
 from train.metrics import make
 from train.tasks import trainer
 
@@ -27,7 +28,8 @@ _TELL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Question:
-    """The model in `folder` and the Parquet file it is judged by; `labels` are the classes of its `label` column."""
+    """The model in `folder` and the Parquet file it is judged by; `labels` are the classes of its `label` column. A
+    language model is judged as `train` says (max_length, precision), beside the one in `base`, where that is given."""
 
     task: str
     folder: Path
@@ -35,12 +37,15 @@ class Question:
     labels: list[str]
     metrics: list[str]
     batch_size: int
+    train: Train = field(default_factory=Train)
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
 class Judged:
     """`metrics` by name, with `loss` (mean cross-entropy in nats) where the model gives logits; `per_class`: a list
-    over classes of each of precision, recall, f1 and support; `confusion`: rows of class i said to be class j."""
+    over classes of each of precision, recall, f1 and support; `confusion`: rows of class i said to be class j; both
+    empty where there are no classes."""
 
     rows: int
     metrics: dict[str, float]
@@ -66,6 +71,9 @@ def judge(question: Question, *, rows: int, progress: Progress = silent) -> Judg
 def work(question: Question) -> Iterator[int | Judged]:
     """Now and then the number of rows done, and at the end what was judged."""
     method = trainer(question.task)
+    if hasattr(method, "targets"):
+        yield from _written(method, question)
+        return
     opened = _tabular if hasattr(method, "predict") else _gradient
     step = opened(method, question.folder, question.labels)
 
@@ -99,6 +107,21 @@ def work(question: Question) -> Iterator[int | Judged]:
     if losses:
         metrics["loss"] = sum(losses) / len(references)
     yield Judged(len(references), metrics, per_class, counts)
+
+
+def _written(method: Any, question: Question) -> Iterator[int | Judged]:
+    """A language model, by how likely it finds what it should have written."""
+    from train.likelihood import measure
+    from train.objective import perplexity
+
+    nll, tokens, before = yield from measure(method, question)
+    with tempfile.TemporaryDirectory(prefix="shoal-") as cache:
+        pairs = {"predictions": nll, "references": tokens}
+        metrics = {name: float(make(name, Path(cache)).compute(**pairs)[name]) for name in question.metrics}
+    metrics["loss"] = sum(nll) / sum(tokens)
+    if before is not None:
+        metrics["base_perplexity"] = perplexity(before)
+    yield Judged(len(nll), metrics, {}, [])
 
 
 def _gradient(method: Any, folder: Path, labels: list[str]) -> Any:

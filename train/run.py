@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import settings, tasks, weights
 from cluster.errors import InputError, NotFound, ShoalError
 from cluster.monitoring.record import Training
-from cluster.plan import parallel_of
+from cluster.plan import checks, parallel_of
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
@@ -263,7 +263,9 @@ def _base(spec: Spec, registry: Registry | None = None, progress: Progress = sil
 
 
 def _fits(spec: Spec, row: tasks.Task) -> None:
-    """Refuse a model of the wrong kind for the task before anything is started. Raises InputError."""
+    """Refuse a model of the wrong kind for the task, and keys it makes nothing of, before anything is started. Raises
+    InputError."""
+    checks.keys(spec, row)
     estimator = spec.model_ref().kind == "estimator"
     if row.modality == "tabular" and not estimator:
         raise InputError(

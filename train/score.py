@@ -14,6 +14,7 @@ from cluster import tasks
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
 from cluster.spec import Spec
+from cluster.spec.metrics import LOWER, reached
 from train.code import digest
 from train.metrics import check, names
 
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "check", "code", "evaluate"]
 FOLDER = "evaluation"  # of the run
-_CODE = ("score.py", "judge.py", "objective.py", "confusion.py", "metrics/*.py", "tasks/*.py")
+_CODE = ("score.py", "judge.py", "likelihood.py", "objective.py", "confusion.py", "metrics/*.py", "tasks/*.py")
+# By whether less is better, and whether the gate is passed.
+_VERDICTS = {False: {True: "reaches", False: "is below"}, True: {True: "is at most", False: "is above"}}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation found.
 
-    `metrics`: those of the file, 0..1, and `loss` (mean cross-entropy in nats) where the model gives logits.
+    `metrics`: those of the file, and `loss` (mean cross-entropy in nats) where the model gives logits; of a language
+    model that began as another, that one's `base_perplexity` too.
     `per_class`: a dict a label with label, precision, recall, f1, support. `confusion`: rows of class i said to be j.
-    `majority`: the share of the commonest class, which a model that always says it would reach. `gate`: metric to
-    (value, least, reached). `files`: artifacts of the run.
+    `majority`: the share of the commonest class, which a model that always says it would reach. All three are empty or
+    0 where there are no classes. `gate`: metric to (value, least or, where less is better, most, reached). `files`:
+    artifacts of the run.
     """
 
     split: str
@@ -49,20 +54,24 @@ class Evaluation:
 
     @property
     def passed(self) -> bool:
-        """Whether every gated metric reaches its least; without a gate, True."""
-        return all(reached for _, _, reached in self.gate.values())
+        """Whether every gated metric is good enough; without a gate, True."""
+        return all(passed for _, _, passed in self.gate.values())
 
     def gate_text(self) -> str:
-        """The gate in words: metric, value, least."""
+        """The gate in words: metric, value, bound."""
         if not self.gate:
             return "no gate"
         return "; ".join(
-            f"{name} {value:.6g} {'reaches' if reached else 'is below'} {least:g}"
-            for name, (value, least, reached) in self.gate.items()
+            f"{name} {value:.6g} {_VERDICTS[name in LOWER][passed]} {bound:g}"
+            for name, (value, bound, passed) in self.gate.items()
         )
 
     def table(self) -> str:
-        """A table for people: a line a class, then the metrics against the majority, and the gate."""
+        """A table for people: a line a class, then the metrics against the majority or the base, and the gate."""
+        told = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        gate = [f"gate: {self.gate_text()}"] if self.gate else []
+        if not self.per_class:
+            return "\n".join([f"{self.split}, {self.rows} rows: {told}", *gate])
         width = min(40, max(5, *(len(_shown(row["label"])) for row in self.per_class)))
         lines = [f"{'class':<{width}}  precision  recall      f1  support"]
         lines += [
@@ -70,13 +79,12 @@ class Evaluation:
             f"  {row['support']:7d}"
             for row in self.per_class
         ]
-        told = ", ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
         commonest = max(self.per_class, key=lambda row: row["support"])["label"]
         lines += [
             f"{self.split}, {self.rows} rows: {told}",
             f"always saying {_shown(commonest)!r} would reach an accuracy of {self.majority:.4f}",
         ]
-        return "\n".join(lines + ([f"gate: {self.gate_text()}"] if self.gate else []))
+        return "\n".join(lines + gate)
 
     def content(self) -> dict[str, Any]:
         """Everything as plain values for JSON; a number that is none (NaN) is null."""
@@ -89,8 +97,8 @@ class Evaluation:
             "per_class": self.per_class,
             "confusion": self.confusion,
             "gate": {
-                name: {"value": _finite(value), "least": least, "reached": reached}
-                for name, (value, least, reached) in self.gate.items()
+                name: {"value": _finite(value), "most" if name in LOWER else "least": bound, "reached": passed}
+                for name, (value, bound, passed) in self.gate.items()
             },
             "passed": self.passed,
             "seconds": self.seconds,
@@ -102,7 +110,8 @@ def evaluate(
 ) -> Evaluation:
     """Judge the model in `folder` on the test rows, or the validation rows where there is no test.
 
-    Logs the metrics to the run as test/NAME, and evaluation.json, table.txt and confusion.png under "evaluation".
+    Logs the metrics to the run as test/NAME, and evaluation.json, table.txt and, where there are classes, confusion.png
+    under "evaluation".
     A gate that is not met raises nothing: see `passed` and `gate_text()`.
     Raises InputError for a metric nobody knows and a model that does not fit, RunFailed, ClusterGone.
     """
@@ -111,7 +120,7 @@ def evaluate(
 
     started = time.monotonic()
     chosen = names(spec)
-    tasks.trainable(spec)
+    row = tasks.trainable(spec)
     split = prepared.judged
     if not prepared.rows.get(split):
         raise InputError(f"data.{split}: no rows to judge by; give data.test or data.validation")
@@ -125,6 +134,8 @@ def evaluate(
             labels=prepared.labels,
             metrics=chosen,
             batch_size=spec.evaluate.batch_size,
+            train=spec.train,
+            base=_base(spec, registry) if "label" not in row.columns else None,
         ),
         rows=prepared.rows[split],
         progress=progress,
@@ -141,14 +152,16 @@ def evaluate(
             for i, label in enumerate(prepared.labels)
         ],
         confusion=found.confusion,
-        majority=max(found.per_class["support"]) / found.rows,
+        majority=max(found.per_class["support"]) / found.rows if prepared.labels else 0.0,
         gate={
-            # Not a number reaches nothing: it is greater or equal to no threshold.
-            name: (found.metrics[name], least, found.metrics[name] >= least)
-            for name, least in spec.evaluate.gate.items()
+            name: (found.metrics[name], bound, reached(name, found.metrics[name], bound))
+            for name, bound in spec.evaluate.gate.items()
         },
         seconds=time.monotonic() - started,
-        files=tuple(f"{FOLDER}/{name}" for name in ("evaluation.json", "table.txt", "confusion.png")),
+        files=tuple(
+            f"{FOLDER}/{name}"
+            for name in ("evaluation.json", "table.txt", *(("confusion.png",) if prepared.labels else ()))
+        ),
     )
 
     # Files, and the run.
@@ -157,7 +170,8 @@ def evaluate(
         Path(place, "evaluation.json").write_text(json.dumps(about, indent=1, allow_nan=False), encoding="utf-8")
         Path(place, "table.txt").write_text(result.table() + "\n", encoding="utf-8")
         title = f"{spec.name}: {result.rows} {split} rows"
-        confusion.draw(result.confusion, prepared.labels, Path(place, "confusion.png"), title=title)
+        if prepared.labels:
+            confusion.draw(result.confusion, prepared.labels, Path(place, "confusion.png"), title=title)
         registry.log_artifacts(run_id, Path(place), FOLDER)
     registry.log(run_id, {f"test/{name}": value for name, value in result.metrics.items()})
     return result
@@ -166,6 +180,13 @@ def evaluate(
 def code() -> str:
     """SHA-256 (hex) of the sources that decide how an evaluation comes out."""
     return digest(Path(__file__).parent, _CODE)
+
+
+def _base(spec: Spec, registry: Registry) -> Path | None:
+    """The folder of the model that training began with, on which an adapter stands; None where there was none."""
+    from cluster.registry import resolve
+
+    return None if spec.train.from_scratch else resolve(spec.model_ref(), registry)
 
 
 def _shown(label: str) -> str:

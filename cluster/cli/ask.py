@@ -33,7 +33,8 @@ def example(task: str, prepared: Prepared | None) -> Any:
     row = _held_out_row(prepared) if prepared is not None else {}
     match modality:
         case "text":
-            words = str(row.get("text", "I like you. I love you.")).split()
+            asked = [turn["content"] for turn in row.get("messages", []) if turn["role"] == "user"]
+            words = str(row.get("text") or row.get("prompt") or (asked or ["I like you. I love you."])[-1]).split()
             return " ".join(words[:12])
         case "vision":
             if "image" not in row:

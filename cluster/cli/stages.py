@@ -141,7 +141,7 @@ def evaluate(
     if not passed:
         raise GateNotMet(
             f"evaluate.gate: {reason}; run {trained.run_id} was not promoted, what is served stays as it is. "
-            f"Train longer, change the data, or lower the gate"
+            f"Train longer, change the data, or ask for less"
         )
     with journal.stage("register"):
         return _accept(spec, trained, registry, out, journal)

@@ -122,6 +122,7 @@ def plan(
     stages = ("data", "train", "evaluate", *(("gate",) if spec.evaluate.gate else ()), "register") if trains else ()
     checks.metrics(spec, row)
     checks.kind(spec, row, trains)
+    checks.keys(spec, row)
     checks.room(spec, trains, gpus, slots if slots is not None else 4 * cores)
     notes: list[str] = []
 

@@ -56,6 +56,15 @@ def kind(spec: Spec, row: Task, trains: bool) -> None:
         raise InputError(f"model: {spec.model!r}: {row.name} learns with an estimator such as sklearn.svm.SVC")
 
 
+def keys(spec: Spec, row: Task) -> None:
+    """Refuse keys of `train` that the task can make nothing of."""
+    classes = "label" in row.columns
+    if spec.train.lora is not None and classes:
+        raise InputError(f"train.lora: {row.name} is trained with all its weights; leave it out")
+    if spec.train.class_weights != "none" and not classes:
+        raise InputError(f"train.class_weights: {row.name} has no classes; leave it out")
+
+
 def warnings(spec: Spec, rows: dict[str, int | None], gradient: bool, cores: int, gpus: int) -> list[str]:
     """What works, and may not be what was meant."""
     train, found = spec.train, []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cluster.spec.metrics import in_words
+
 if TYPE_CHECKING:
     from cluster.plan import Plan
 
@@ -38,9 +40,7 @@ def lines_of(plan: Plan) -> list[str]:
     if plan.disk is not None:
         lines.append(f"disk     about {binary(plan.disk)} of {binary(plan.disk_free)} free")
     if plan.metrics and plan.rows:
-        gate = (
-            "; must reach " + ", ".join(f"{name} {least:g}" for name, least in plan.gate.items()) if plan.gate else ""
-        )
+        gate = "; must reach " + ", ".join(in_words(*one) for one in plan.gate.items()) if plan.gate else ""
         lines.append(f"judged   by {', '.join(plan.metrics)}{gate}")
     if "serve" in plan.stages:
         each = f", about {binary(plan.memory_replica)} each" if plan.memory_replica is not None else ""

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):

@@ -9,9 +9,10 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from cluster.spec import space
 from cluster.spec.llm import Llm
+from cluster.spec.metrics import LOWER
 from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
-from cluster.spec.section import NAME, Fraction, Score, Section
+from cluster.spec.section import NAME, Fraction, Section
 from cluster.spec.tune import Tune
 
 
@@ -100,10 +101,23 @@ class Evaluate(Section):
 
     metrics: list[str] = []
     """Which metrics, by name; left out: the task's own."""
-    gate: dict[str, Score] = {}
-    """The least a metric must reach before the model becomes a version, e.g. {f1: 0.85}."""
+    gate: dict[str, float] = {}
+    """What a metric must reach before the model becomes a version, e.g. {f1: 0.85}: the least of a score, the most of a
+    metric of which less is better, e.g. {perplexity: 12}."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Rows a forward pass."""
+
+    @field_validator("gate")
+    @classmethod
+    def _within_reach(cls, value: dict[str, float]) -> dict[str, float]:
+        for metric, bound in value.items():
+            key, best = f"evaluate.gate.{metric}: {bound:g}", LOWER.get(metric)
+            if best is None and not 0 <= bound <= 1:
+                way = "greater than or equal to 0" if bound < 0 else "less than or equal to 1"
+                raise ValueError(f"{key}: input should be {way}")
+            if best is not None and bound < best:
+                raise ValueError(f"{key}: the best {metric} there is is {best:g}; write more")
+        return value
 
 
 class Serve(Section):

@@ -23,6 +23,8 @@ _MODELS = {
     "vision": "google/vit-base-patch16-224-in21k",
     "tabular": "sklearn.ensemble.RandomForestClassifier",
 }
+# What generates text is another kind of model, and its rows are chats: no cells of a table.
+_CHAT, _CHATS = "HuggingFaceTB/SmolLM2-135M-Instruct", ("data/train.jsonl", "data/test.jsonl")
 _DATA = {"text": ("data/train.csv", "data/test.csv"), "vision": ("data/train", "data/test")}
 _FIRST = {
     "train": {"epochs", "learning_rate", "batch_size", "max_length", "parameters"},
@@ -49,7 +51,12 @@ _GRADIENTS = {
     "lora",
     "max_failures",
 }
-_MEANS_NOTHING = {"text": {"parameters"}, "vision": {"parameters", "max_length"}, "tabular": _GRADIENTS}
+_MEANS_NOTHING = {
+    "text": {"parameters", "lora"},
+    "vision": {"parameters", "max_length", "lora"},
+    "tabular": _GRADIENTS,
+    "text-generation": {"parameters", "class_weights"},
+}
 # And of `serve`: one engine's keys, and what that engine does by itself.
 _ENGINE = {"llm"}
 _BATCHES = {"max_batch_size", "batch_wait_ms"}
@@ -60,19 +67,20 @@ def template(task: str, *, modality: str, columns: Mapping[str, bool], train: bo
     lines = [f"# {about}", "# Keys that begin with # stand at their default; take the # away to change one."]
     lines += _live(Spec, "name", f"my-{modality}-model")
     lines += _live(Spec, "task", task)
-    lines += _live(Spec, "model", _MODELS.get(modality, "./model"))
+    writes = task == "text-generation"
+    lines += _live(Spec, "model", _CHAT if writes else _MODELS.get(modality, "./model"))
     if train:
-        first, held_out = _DATA.get(modality, _DATA["text"])
-        roles = {role: role for role, required in columns.items() if required}
+        first, held_out = _CHATS if writes else _DATA.get(modality, _DATA["text"])
+        roles = {role: role for role, required in columns.items() if required or (writes and role == "messages")}
         shown = {"train": first, "test": held_out}
         if modality == "vision":
             lines += _section("data", modality, shown)  # a folder a class: no columns to name
         else:
             lines += _section("data", modality, {**shown, "columns": roles})
-        lines += _section("train", modality, skipped=_MEANS_NOTHING.get(modality, set()))
+        lines += _section("train", modality, skipped=_MEANS_NOTHING.get(task if writes else modality, set()))
         lines += _section("evaluate", modality)
     if serve:
-        lines += _section("serve", modality, skipped=_BATCHES if task == "text-generation" else _ENGINE)
+        lines += _section("serve", modality, skipped=_BATCHES if writes else _ENGINE)
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ METRICS = {
     "f1": "train.metrics.classification:F1",
     "per_class": "train.metrics.classification:PerClass",
     "confusion": "train.metrics.classification:Confusion",
+    "perplexity": "train.metrics.generation:Perplexity",
 }
 
 
