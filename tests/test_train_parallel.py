@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,7 +110,7 @@ def test_the_losses_are_those_of_one_process(
 
     # Hugging Face layout, of whole weights: whoever opens it gets the loss that was told of the best checkpoint.
     assert loss_of(tmp_path / "model", data) == pytest.approx(first["validation/loss"], abs=2e-6)
-    assert abs(loss_of(model, data) - first["validation/loss"]) > 0.05
+    assert abs(loss_of(model, data) - first["validation/loss"]) > 1e-3
 
 
 def loss_of(folder: Path, data: tiny.Prepared) -> float:
@@ -382,3 +386,49 @@ def inside(session: Session, spec: Any, data: Path, labels: list[str], folder: P
         assert all(p.numel() == 0 and p.ds_tensor.numel() == -(-p.ds_numel // 2) for p in parameters.values())
     # Nothing was compiled: no lock to wait for.
     assert not (folder / "extensions").exists()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A home with its Ray, a registry, and more rows."""
+    from cluster import connect
+    from cluster.registry import Registry
+
+    folder = tmp_path_factory.mktemp("w")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOAL_HOME", str(folder / "home"))
+        with connect.session():
+            yield SimpleNamespace(
+                registry=Registry(f"sqlite:///{folder / 'mlflow.db'}"),
+                model=tiny.bert(folder / "model", dropout=0.1),
+                data=tiny.text_data(folder / "data", rows=600, held_out=40),
+            )
+
+
+@slow
+@pytest.mark.parametrize("name", ["fsdp", "zero2", "zero3"])
+def test_kill_9_of_a_ray_worker_changes_nothing(tmp_path: Path, world: Any, pair: Workers, name: str) -> None:
+    """The unbroken run is made without Ray: not even that makes a difference."""
+    from test_train_run import workers
+
+    from train.run import train as verb
+
+    section = {"epochs": 3, "batch_size": 6, "learning_rate": 3e-3, "checkpoints_per_epoch": 4, "max_failures": 2}
+    spec = tiny.spec(world.model, name=f"killed-{name}", workers=2, **section, **STRATEGIES[name])
+    pair.all(train, spec, world.data.folder, world.data.labels, tmp_path)
+    killed: list[int] = []
+
+    def progress(stage: str, done: float, total: float, note: str = "") -> None:
+        if done > 120 and not killed:  # by then a checkpoint has certainly been noted by the controller
+            killed.append(workers()[-1].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    trained = verb(spec, world.data, registry=world.registry, progress=progress)
+    assert killed
+    run = world.registry.run(trained.run_id)
+    assert int(run.tags["shoal.resumed_at"]) >= 25
+    assert (trained.folder / "model.safetensors").read_bytes() == weights(tmp_path)
+    assert json.loads(run.tags["shoal.parallel"]) == trained.parallel
+    assert trained.parallel == shares(tmp_path) | {"why": "the file says so"}
+    # The same again is found, with what its workers held.
+    assert verb(spec, world.data, registry=world.registry).parallel == trained.parallel

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import RunFailed
 from cluster.spec import Train
 from train import checkpoint, optim
 from train.parallel import Worker, held, process_group
@@ -30,6 +31,7 @@ class Zero:
         deepspeed = _library(worker)
         self._sizes = held.sizes_of(model)
         self._worker, self._stage, self._dtype = worker, train.deepspeed.zero_stage, dtype
+        self._offload = train.deepspeed.offload == "cpu"
         settings = config(train, dtype, on_gpu=worker.device.startswith("cuda"))
         # By the shapes of whole weights: what is laid flat has no matrices.
         adamw = optim.optimizer(model, train)
@@ -74,7 +76,11 @@ class Zero:
         if self._stage == 3:
             # What is put together for a pass counts too, and should be gone after it.
             parameters += sum(p.ds_tensor.numel() for p in self._engine.module.parameters())
-        return held.Held(parameters, held.moments(self._zero.optimizer.state[flat] for flat in self._flat))
+        states = [self._zero.optimizer.state[flat] for flat in self._flat]
+        places = {v.device.type for state in states for k, v in state.items() if k.startswith("exp_avg")}
+        if self._offload and places - {"cpu"}:
+            raise RunFailed(f"train.deepspeed.offload: cpu, but optimizer state lies on {places}; write none")
+        return held.Held(parameters, held.moments(states))
 
     def due(self) -> held.Held:
         sizes, workers = self._sizes.values(), self._worker.workers
