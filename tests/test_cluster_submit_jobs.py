@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
+import train_tiny
+from submit_ray import BIN, OtherRay
+from test_cluster_up import FLOWERS, write_iris
 
 from cluster.submit import Jobs, Target, check
-from tests import train_tiny
-from tests.submit_ray import BIN, OtherRay
-from tests.test_cluster_up import FLOWERS, write_iris
 
 pytestmark = pytest.mark.slow
 
