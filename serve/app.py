@@ -57,6 +57,11 @@ class Model:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = ModelArgs.model_validate(args)
+        if not Path(self.args.folder).is_dir():
+            raise RunFailed(
+                f"{self.args.folder} is not on this replica's node; set SHOAL_HOME to a folder of storage that all "
+                "nodes of the cluster share"
+            )
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
         self.handler.setup(located(self.args.folder), self.args.device)

@@ -30,7 +30,8 @@ class OtherRay:
         self.folder, self.home, self.token_file = folder, folder / "shared-home", folder / "its-token"
         self.home.mkdir(parents=True)
         self.token_file.write_text(secrets.token_hex(32))
-        # Ray's sockets need a short path.
+        # Ray's sockets need a short path. Each node has a folder of its own, as on two machines: in a common one the
+        # second node unpacks a job's working directory anew, under the feet of the job on the first.
         self.scratch = Path(tempfile.mkdtemp(prefix="other-ray-", dir="/tmp"))
         self.gcs, self.dashboard, self.http, *rest = ports.pick(9)
         self.url = f"http://127.0.0.1:{self.dashboard}"
@@ -53,11 +54,12 @@ class OtherRay:
         common = ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=100000000", "--block"]
         common += ["--disable-usage-stats"]
         head = [f"--port={self.gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
-        head += [f"--ray-client-server-port={rest[3]}", f"--temp-dir={self.scratch}", "--head"]
+        head += [f"--ray-client-server-port={rest[3]}", f"--temp-dir={self.scratch}/1", "--head"]
         self.nodes = [self._start([*head, *common, f"--dashboard-agent-listen-port={rest[4]}"], inside)]
         try:
             self._wait(1)
             worker = [f"--address=127.0.0.1:{self.gcs}", *common, f"--dashboard-agent-listen-port={rest[5]}"]
+            worker += [f"--temp-dir={self.scratch}/2"]
             self.nodes.append(self._start(worker, inside))
             self._wait(2)
         except BaseException:

@@ -103,7 +103,7 @@ def on_gpu(spec: Spec) -> bool:
 def work(config: dict[str, Any]) -> dict[str, float]:
     """What Ray calls in every worker."""
     job: Job = config["job"]
-    _sees(job)
+    sees(job)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     workers = ray.train.get_context().get_world_size()
     try:
@@ -120,7 +120,7 @@ def work(config: dict[str, Any]) -> dict[str, float]:
         raise RunFailed(f"training: {type(error).__name__}: {error}") from error
 
 
-def _sees(job: Job) -> None:
+def sees(job: Job) -> None:
     """Raises InputError where this worker is on a node that does not have the run's folders."""
     needed = [job.folder, job.data, *([job.model] if job.model != Path() else [])]
     if missing := [folder for folder in needed if not folder.is_dir()]:

@@ -16,7 +16,7 @@ import click
 
 from cluster.cli.output import Output
 from cluster.errors import Detached, RunFailed
-from cluster.submit import Job, Jobs, Package, Target, check, pack
+from cluster.submit import STARTER, Job, Jobs, Package, Target, check, pack
 
 STOP_S = 30  # a verb that is stopped ends its workers and closes its run meanwhile; Ray's own 3 s are too few
 
@@ -28,7 +28,7 @@ def run(target: Target, context: click.Context, arguments: Mapping[str, Any], *,
     """Run a verb there and return its exit code. The same verb on the same input that runs there already is followed
     instead; another one at work on the same model is refused (RunFailed)."""
     verb, as_json = context.info_name or "", bool(arguments.get("as_json"))
-    files, overrides, words = _words(context, arguments)
+    files, overrides, words = words_of(context, arguments)
     jobs = Jobs(target)
     with Output(as_json=as_json) as out, tempfile.TemporaryDirectory(prefix="shoal-send-") as folder:
         package = pack(
@@ -37,14 +37,14 @@ def run(target: Target, context: click.Context, arguments: Mapping[str, Any], *,
         for remark in package.remarks:
             out.say(remark)
         check(jobs)
-        said = shlex.join([verb, *package.files, *words, *(["--json"] if as_json else [])])
-        metadata = _metadata(verb, package, said, words)
-        job = _at_work(jobs, metadata)
+        said = [verb, *package.files, *words]
+        metadata = _metadata(verb, package, shlex.join([*said, *overrides]), words)
+        job = at_work(jobs, metadata)
         if job is not None:
             out.say(f"{job.id} does just this on {target.name}: following it")
             name = job.id
         else:
-            name = _submit(jobs, verb, package, said, metadata, Path(folder) / "package.zip", out)
+            name = _submit(jobs, package, [*said, *(["--json"] if as_json else [])], metadata, out)
     return follow(jobs, name, as_json=as_json)
 
 
@@ -59,8 +59,9 @@ def follow(jobs: Jobs, run: str, *, as_json: bool, skip: int = 0) -> int:
             f"{run} goes on without you; `shoal logs {run} --follow{on}` comes back to it, `shoal stop {run}{on}` "
             "ends it"
         ) from None
-    printer.end()
-    return _exit_code(job)
+    code = _exit_code(job)
+    printer.end({"run": run, "status": job.status, "exit_code": code})
+    return code
 
 
 class Printer:
@@ -82,16 +83,17 @@ class Printer:
         elif "event" in value:
             click.echo(line)
         else:
-            self.end()
+            if self._result:
+                click.echo(self._result)
             self._result = line
 
-    def end(self) -> None:
-        if self._result:
-            click.echo(self._result)
-            self._result = ""
+    def end(self, otherwise: dict[str, Any]) -> None:
+        """The verb's result; `otherwise` where it gave none, as a verb that was started without --json."""
+        if self._json:
+            click.echo(self._result or json.dumps(otherwise))
 
 
-def _words(context: click.Context, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+def words_of(context: click.Context, arguments: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
     """A verb's files, its overrides, and its other words, from what click made of them."""
     given = [arguments["file"], *arguments["overrides"]] if "file" in arguments else list(arguments.get("words", ()))
     files = [word for word in given if "=" not in word]
@@ -124,7 +126,7 @@ def _metadata(verb: str, package: Package, said: str, words: Sequence[str]) -> d
     }
 
 
-def _at_work(jobs: Jobs, metadata: dict[str, str]) -> Job | None:
+def at_work(jobs: Jobs, metadata: dict[str, str]) -> Job | None:
     """The running job of the same command on the same input. Raises RunFailed where another is at work on a model."""
     names = set(metadata["shoal.name"].split())
     for job in jobs.jobs():
@@ -141,18 +143,17 @@ def _at_work(jobs: Jobs, metadata: dict[str, str]) -> Job | None:
     return None
 
 
-def _submit(
-    jobs: Jobs, verb: str, package: Package, said: str, metadata: dict[str, str], file: Path, out: Output
-) -> str:
+def _submit(jobs: Jobs, package: Package, words: list[str], metadata: dict[str, str], out: Output) -> str:
     if not jobs.has(package.name):
-        jobs.upload(package.name, file, out.progress)
+        jobs.upload(package.name, package.path, out.progress)
+    verb = metadata["shoal.verb"]
     subject = metadata["shoal.name"].replace(" ", "-")[:63]
     run = "-".join(filter(None, [verb, subject, f"{datetime.now(UTC):%Y%m%d-%H%M%S}", secrets.token_hex(2)]))
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     if jobs.target.tracking_uri:
         environment["SHOAL_TRACKING_URI"] = jobs.target.tracking_uri
     identity = package.name.removeprefix("_ray_pkg_").removesuffix(".zip")
-    entrypoint = f"python shoal_job.py {metadata['shoal.version']} {identity} {said}"
+    entrypoint = shlex.join(["python", STARTER, metadata["shoal.version"], identity, *words])
     jobs.submit(run, entrypoint=entrypoint, package=package.name, env=environment, metadata=metadata)
     out.say(f"{run} on {jobs.target.name}; Ctrl-C leaves it running")
     return run

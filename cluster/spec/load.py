@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -250,10 +250,13 @@ def _in_tree(loc: tuple[str, ...], tree: Any) -> tuple[str, ...]:
 
 def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
     """The model of the section at a path."""
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         annotation = model.model_fields[part].annotation
         kinds = (annotation, *get_args(annotation))  # a section, or one that may be left out: "Tune | None"
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+        if get_origin(annotation) is dict:  # of sections, each under a name that the user gave it
+            next(parts, None)
     return model
 
 
