@@ -107,9 +107,9 @@ def without(application: dict[str, Any], name: str) -> dict[str, Any]:
 
 def dated(told: dict[str, Any], known: Mapping[str, Any] | None, *, max_model_len: int) -> dict[str, Any]:
     """What the gateway is told of one name, with what OpenAI's list of models has beside it: since when, how long."""
-    same = known is not None and known.get("version") == told["version"]
-    created = known["created"] if same and "created" in known else int(time.time())
-    return {**told, "created": created, "max_model_len": max_model_len}
+    known = known or {}
+    created = known.get("created") if known.get("version") == told["version"] else None
+    return {**told, "created": created or int(time.time()), "max_model_len": max_model_len}
 
 
 def _onto(spec: Spec, other: str, found: Source, change: Change, described: Mapping[str, Any]) -> Place:

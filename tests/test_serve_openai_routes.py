@@ -202,7 +202,7 @@ def test_an_answer_that_breaks_off_does_not_look_whole():
             return {"type": "http.request", "body": json.dumps({"model": "chat", "prompt": prompt}).encode()}
 
         async with gateway(dribble, timeout_s=-0.5) as client:
-            answer = client._transport.app
+            answer = client._transport.app  # pyright: ignore[reportAttributeAccessIssue] - an ASGITransport
             scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
             with pytest.raises(Exception):  # noqa: B017, PT011 - whichever it is, the server cuts the connection
                 await answer(scope, receive, send)
