@@ -57,6 +57,11 @@ def source(spec: Spec, *, model_uri: str, folder: Path) -> Source:
     base_version, base = _base(spec, model_uri)
     checked = adapters.inspect(folder, max_rank=max(_RANKS))
     adapters.check_fit(checked, base)
+    if checked.base_digest and checked.base_digest != weights.digest(base):
+        raise InputError(
+            f"{model_uri}: this adapter was trained from other weights than those that {base_version} names now; "
+            "give back the model it was trained from, or train again"
+        )
     # A version of the registry stays as it is; a folder is known by what is in it.
     tag = "" if model_uri.startswith("models:/") else weights.digest(folder)[:8]
     entry = engine.adapter(version=model_uri, folder=str(folder), tag=tag)

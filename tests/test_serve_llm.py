@@ -4,6 +4,7 @@ come and go. One engine for the whole module, on a tiny model whose every token 
 import collections
 import contextlib
 import json
+import shutil
 import signal
 import threading
 import time
@@ -259,6 +260,12 @@ def test_adapters_come_change_and_go_while_the_engine_answers(client, cluster, f
         assert [model.id for model in client.models.list().data] == ["tiny", "tiny:base", "tiny:verse"]
         assert [endpoint.name for endpoint in run.endpoints(cluster)] == ["tiny", "tiny:verse"]
         run.deploy(verse, model_uri="models:/verse/1", folder=folders["first"], **options)  # again: nothing happens
+        # One that says that it was trained from other weights, although they have the same shapes.
+        lost = shutil.copytree(folders["second"], folders["second"].with_name("lost"))
+        (lost / "shoal.json").write_text(json.dumps({"base": "x", "base_digest": "0" * 64}))
+        with pytest.raises(InputError, match="trained from other weights"):
+            run.deploy(tuned(folders), model_uri="models:/tiny/3", folder=lost, **options)
+        assert complete(client, "tiny") == ("tiny@2", said["second"])
         # What cannot be loaded is refused, and what answers goes on.
         for key, base_key, words in (
             ("high", "base", "rank 32, and its engine takes 16"),

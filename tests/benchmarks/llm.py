@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import psutil
@@ -80,7 +79,8 @@ def main() -> None:
                     server.rows.append(row)
                     print(
                         f"{server.name:16}{streams:4} streams {row['tokens_per_s']:8.1f} tokens/s  first after "
-                        f"{row['ttft_ms']:7.0f} ms  {row['cpu_ms_per_token']:6.2f} CPU-ms/token  load {row['load']:.1f}",
+                        f"{row['ttft_ms']:7.0f} ms  {row['cpu_ms_per_token']:6.2f} CPU-ms/token  "
+                        f"load {row['load']:.1f}",
                         flush=True,
                     )
 
@@ -278,7 +278,8 @@ def _ready(server: Server, log: Path) -> Server:
         with suppress(aiohttp.ClientError, AssertionError):
             asyncio.run(_text(server))
             return server
-        assert server.processes() and time.monotonic() < deadline, f"{server.name}: {log.read_text()[-2000:]}"
+        waiting = bool(server.processes()) and time.monotonic() < deadline
+        assert waiting, f"{server.name}: {log.read_text()[-2000:]}"
         time.sleep(1)
 
 
