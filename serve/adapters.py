@@ -15,6 +15,7 @@ from cluster import weights
 from cluster.errors import InputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "shoal.json"  # beside it where Shoal trained it: {"base": the model's reference, "base_digest": its digest}
 MAX_BYTES = 4 << 30
 _MAX_CONFIG = 1 << 20
 _MAX_NAMES = 256
@@ -39,11 +40,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that was checked: its rank, and shapes of its matrices by module: (A's inputs, B's outputs)."""
+    """An adapter that was checked: its rank, shapes of its matrices by module (A's inputs, B's outputs), and the digest
+    (cluster.weights.digest) of the model that it was trained from, empty where it doesn't say."""
 
     folder: Path
     rank: int
     shapes: dict[str, tuple[int, int]]
+    base_digest: str = ""
 
 
 def is_adapter(folder: Path) -> bool:
@@ -69,7 +72,8 @@ def inspect(folder: Path, *, max_rank: int) -> Adapter:
         )
     if not isinstance(targets, list) or not 0 < len(targets) <= _MAX_NAMES or not all(map(_name, targets)):
         raise InputError(f"{folder / CONFIG}: target_modules: {targets!r:.80}; write a list of module names")
-    return Adapter(folder, rank, _shapes(folder / WEIGHTS, rank))
+    told = _config(folder / BASE).get("base_digest") if (folder / BASE).is_file() else ""
+    return Adapter(folder, rank, _shapes(folder / WEIGHTS, rank), told if isinstance(told, str) else "")
 
 
 def check_fit(adapter: Adapter, base: Path) -> None:

@@ -162,7 +162,9 @@ class Gateway:
 
     def _open_session(self) -> aiohttp.ClientSession:
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            # When replicas change, HAProxy starts anew, and a connection to the old one answers 500 once those that it
+            # knows are gone: 3 s later at the earliest (cluster.serving.SERVING), when no kept one is left.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),

@@ -57,6 +57,11 @@ def source(spec: Spec, *, model_uri: str, folder: Path) -> Source:
     base_version, base = _base(spec, model_uri)
     checked = adapters.inspect(folder, max_rank=max(_RANKS))
     adapters.check_fit(checked, base)
+    if checked.base_digest and checked.base_digest != weights.digest(base):
+        raise InputError(
+            f"{model_uri}: this adapter was trained from other weights than those that {base_version} names now; "
+            "give back the model it was trained from, or train again"
+        )
     # A version of the registry stays as it is; a folder is known by what is in it.
     tag = "" if model_uri.startswith("models:/") else weights.digest(folder)[:8]
     entry = engine.adapter(version=model_uri, folder=str(folder), tag=tag)
@@ -107,9 +112,9 @@ def without(application: dict[str, Any], name: str) -> dict[str, Any]:
 
 def dated(told: dict[str, Any], known: Mapping[str, Any] | None, *, max_model_len: int) -> dict[str, Any]:
     """What the gateway is told of one name, with what OpenAI's list of models has beside it: since when, how long."""
-    same = known is not None and known.get("version") == told["version"]
-    created = known["created"] if same and "created" in known else int(time.time())
-    return {**told, "created": created, "max_model_len": max_model_len}
+    known = known or {}
+    created = known.get("created") if known.get("version") == told["version"] else None
+    return {**told, "created": created or int(time.time()), "max_model_len": max_model_len}
 
 
 def _onto(spec: Spec, other: str, found: Source, change: Change, described: Mapping[str, Any]) -> Place:

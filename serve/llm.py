@@ -31,7 +31,7 @@ ASKED = {
     "/detokenize": "POST",
     "/health": "GET",
 }
-ADAPTERS = "/adapters"
+STATE = "/state"
 
 
 class LlmArgs(BaseModel):
@@ -66,7 +66,7 @@ class Llm:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Limits, and adapters ({name: {version, folder, tag}}): new and changed ones are loaded, others unloaded.
 
-        An adapter that cannot be loaded is told of under GET /adapters and answers 404. It is not raised: Serve would
+        An adapter that cannot be loaded is told of under GET /state and answers 404. It is not raised: Serve would
         replace the replica, which answers for all the others.
         """
         self.timeout_s: float = config["request_timeout_s"]
@@ -132,7 +132,7 @@ class Llm:
 
     async def _answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if path == ADAPTERS and scope["method"] == "GET":
+        if path == STATE and scope["method"] == "GET":
             await self._tell(engine, send)
             return
         if ASKED.get(path) != scope["method"] and not (path.startswith("/v1/models/") and scope["method"] == "GET"):
@@ -155,7 +155,12 @@ class Llm:
             await refuse_error(send, error)
 
     async def _tell(self, engine: Engine, send: Send) -> None:
-        facts = {"loaded": engine.loaded(), "faults": self.faults, "max_model_len": engine.max_model_len}
+        facts = {
+            "loaded": engine.loaded(),
+            "faults": self.faults,
+            "max_model_len": engine.max_model_len,
+            "unfinished": engine.unfinished,
+        }
         await respond(send, 200, encode(facts))
 
 

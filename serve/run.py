@@ -175,7 +175,7 @@ def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | Non
     right, said = 0, ""
     while time.monotonic() < end:
         try:
-            answer = httpx.get(f"{cluster.http_url}/m/{application}/adapters", timeout=5, trust_env=False)
+            answer = httpx.get(f"{cluster.http_url}/m/{application}/state", timeout=5, trust_env=False)
             said = f"{answer.status_code} {answer.text[:200]}"
             facts = answer.json() if answer.status_code == 200 else None
         except (httpx.HTTPError, ValueError) as error:

@@ -92,6 +92,11 @@ class Engine:
         """Tokens of prompt and answer together, as the engine takes them."""
         return self.client.model_config.max_model_len
 
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait or are being written."""
+        return self.client.get_num_unfinished_requests()
+
     def loaded(self) -> dict[str, str]:
         """The adapters that answer now: name to what `load` was given as `tag`."""
         return dict(self.tags)

@@ -12,7 +12,7 @@ TEMPLATE = (
 
 
 def llama(folder: Path, *, seed: int = 1, hidden: int = 128, layers: int = 2) -> Path:
-    """A Llama over bytes, 512 positions, float32, whose next token depends on all before it."""
+    """A Llama over bytes, 2048 positions, float32, whose next token depends on all before it."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -33,7 +33,7 @@ def llama(folder: Path, *, seed: int = 1, hidden: int = 128, layers: int = 2) ->
         num_attention_heads=hidden // 32,
         num_key_value_heads=hidden // 64,
         intermediate_size=2 * hidden,
-        max_position_embeddings=512,
+        max_position_embeddings=2048,
         initializer_range=0.15,
         bos_token_id=0,
         eos_token_id=1,

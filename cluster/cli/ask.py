@@ -65,7 +65,9 @@ def body(task: str, value: Any) -> tuple[bytes, str]:
         except ValueError:
             pass  # braces in a text are text
     if task == TASK:
-        return json.dumps({"messages": [{"role": "user", "content": value}], "max_tokens": TOKENS}).encode(), JSON
+        return json.dumps(
+            {"messages": [{"role": "user", "content": value}], "max_tokens": TOKENS, "temperature": 0}
+        ).encode(), JSON
     match tasks.get(task).modality:
         case "text":
             return json.dumps({"inputs": value}).encode(), JSON

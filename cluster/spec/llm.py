@@ -13,7 +13,8 @@ class Llm(Section):
     """vLLM, for task text-generation."""
 
     max_model_len: Annotated[int, Field(ge=16, le=10_485_760)] | None = None
-    """Tokens of prompt and answer together, at most. Left out: what the model was made for."""
+    """Tokens of prompt and answer together, at most. Left out: what the model was made for, or as much of it as the
+    cache of keys and values holds."""
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Sequences in one step of the engine."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -23,9 +24,9 @@ class Llm(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of a GPU's memory that the engine takes, on GPUs."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
-    """GPUs that share one copy."""
+    """GPUs of one machine that share one copy."""
     max_loras: Annotated[int, Field(ge=1, le=256)] = 4
-    """Adapters in one step of the engine."""
+    """Different adapters in one step of the engine; more may be loaded, and take turns."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Highest rank of an adapter."""
     onto: Annotated[str, Field(pattern=NAME)] | None = None

@@ -1,0 +1,212 @@
+"""OpenAI's routes of the gateway, in front of an engine that is not there: which model, which bytes, which errors."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from aiohttp import web
+
+from cluster.errors import InputError, NotFound
+from serve.asgi import application
+from serve.gateway import Gateway
+from serve.openai_routes import split, understood
+
+MODELS = {
+    "chat": {"task": "text-generation", "version": "models:/chat/2", "parent": "chat:base", "created": 7},
+    "chat:base": {"task": "text-generation", "version": "org/base", "application": "chat"},
+    "chat:verse": {"task": "text-generation", "version": "models:/verse/1", "application": "chat"},
+    "reviews": {"task": "text-classification", "version": "models:/reviews/1"},
+}
+for entry in MODELS.values():
+    entry |= {"request": "", "response": "", "timeout_s": 5, "max_model_len": 2048}
+
+
+@asynccontextmanager
+async def gateway(handler, *, timeout_s=5.0):
+    """A client of a gateway that knows MODELS, in front of `handler`."""
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    way = Gateway()
+    models = {name: {**entry, "timeout_s": timeout_s} for name, entry in MODELS.items()}
+    way.reconfigure({"models": models, "upstream": url, "public_url": url, "max_body_mb": 1})
+    transport = httpx.ASGITransport(application(way.answer))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        yield client
+    if way.session is not None:
+        await way.session.close()
+    await runner.cleanup()
+
+
+async def echo(request):
+    return web.json_response({"path": request.path_qs, "body": (await request.read()).decode()})
+
+
+def test_the_body_says_which_engine_and_goes_on_byte_by_byte():
+    async def main():
+        async with gateway(echo) as client:
+            for model, application_ in (("chat", "chat"), ("chat:base", "chat"), ("chat:verse", "chat")):
+                body = f'{{ "model" :"{model}",  "prompt": "\\u00e9", "odd": 1.0}}'
+                for route in ("/v1/completions", "/v1/chat/completions"):
+                    answer = (await client.post(route, content=body)).json()
+                    assert answer == {"path": f"/m/{application_}{route}", "body": body}
+
+    asyncio.run(main())
+
+
+def test_the_path_says_which_model_whatever_the_body_says():
+    async def main():
+        async with gateway(echo) as client:
+            for said in ({"model": "dummy"}, {"model": "http://host/models/chat"}, {}):
+                answer = await client.post("/models/chat:verse/v1/chat/completions", json={**said, "messages": ["é"]})
+                assert answer.json()["path"] == "/m/chat/v1/chat/completions"
+                assert json.loads(answer.json()["body"]) == {"model": "chat:verse", "messages": ["é"]}
+
+    asyncio.run(main())
+
+
+def test_huggingfaces_schema_becomes_openais():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    body = json.dumps({"model": "chat", "response_format": {"type": "json_object", "value": schema}}).encode()
+    model, sent = understood(body, "", MODELS)
+    assert model == "chat"
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    assert json.loads(sent) == {"model": "chat", "response_format": form}
+    for plain in ({"type": "json_object"}, form, "text", None):
+        body = json.dumps({"model": "chat", "response_format": plain}).encode()
+        assert understood(body, "", MODELS) == ("chat", body)
+
+
+def test_text_that_is_half_a_character_goes_through():
+    body = b'{"model": "dummy", "prompt": "\\ud83d"}'
+    _, sent = understood(body, "chat", MODELS)
+    assert json.loads(sent.decode("utf-8", "surrogatepass"))["prompt"] == "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"", InputError, "no JSON object"),
+        (b"[]", InputError, "no JSON object"),
+        (b"[" * 100_000, InputError, "no JSON object"),
+        (b"{}", InputError, "GET /v1/models lists them"),
+        (b'{"model": 3}', InputError, "model: 3 names no model"),
+        (b'{"model": "chad"}', NotFound, "did you mean chat?"),
+        (b'{"model": "chat:vers"}', NotFound, "did you mean chat:verse?"),
+        (b'{"model": "x"}', NotFound, "these are: chat, chat:base, chat:verse"),
+        (b'{"model": "reviews"}', InputError, "is for text-classification"),
+    ],
+)
+def test_what_cannot_be_understood(body, kind, words):
+    with pytest.raises(kind) as caught:
+        understood(body, "", MODELS)
+    assert words in str(caught.value)
+
+
+def test_which_paths_are_openais():
+    assert split("/v1/models") == ("", "/v1/models")
+    assert split("/models/chat:verse/v1/chat/completions") == ("chat:verse", "/v1/chat/completions")
+    for path in ("/models/chat", "/models", "/health", "/v1", "/models/chat/v2/x"):
+        assert split(path) is None
+
+
+def test_errors_have_openais_shape_and_a_status():
+    async def main():
+        async with gateway(echo) as client:
+            for answer, status, kind in (
+                (await client.post("/v1/completions", json={"model": "nope"}), 404, "NotFoundError"),
+                (await client.post("/v1/completions", content=b"x"), 400, "BadRequestError"),
+                (await client.post("/v1/completions", content=b"x" * (2**20 + 1)), 413, "TooLarge"),
+                (await client.post("/v1/embeddings", json={}), 404, "NotFoundError"),
+                (await client.get("/v1/models/nope"), 404, "NotFoundError"),
+                (await client.get("/v1/completions"), 405, "MethodNotAllowed"),
+                (await client.post("/v1/models"), 405, "MethodNotAllowed"),
+            ):
+                assert (answer.status_code, answer.json()["error"]["type"]) == (status, kind)
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            headers = {"content-encoding": "gzip"}
+            answer = await client.post("/v1/completions", content=b"x", headers=headers)
+            assert (answer.status_code, "compressed" in answer.json()["error"]["message"]) == (400, True)
+
+    asyncio.run(main())
+
+
+def test_a_busy_engine_is_429_and_its_own_errors_come_through():
+    answers = iter([(503, "text/plain"), (429, "text/plain"), (400, "application/json"), (404, "application/json")])
+
+    async def busy(request):
+        status, media = next(answers)
+        return web.Response(status=status, body=b'{"error": {"message": "no"}}', content_type=media)
+
+    async def main():
+        async with gateway(busy) as client:
+            for _ in range(2):
+                answer = await client.post("/v1/completions", json={"model": "chat"})
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+                assert answer.json()["error"]["code"] == 429
+            for status in (400, 404):
+                answer = await client.post("/v1/completions", json={"model": "chat"})
+                assert (answer.status_code, answer.json()) == (status, {"error": {"message": "no"}})
+
+    asyncio.run(main())
+
+
+def test_models_are_listed_with_what_they_are():
+    async def main():
+        async with gateway(echo) as client:
+            listed = (await client.get("/v1/models")).json()
+            assert [model["id"] for model in listed["data"]] == ["chat", "chat:base", "chat:verse"]
+            assert (await client.get("/v1/models/chat")).json() == {
+                "id": "chat",
+                "object": "model",
+                "created": 7,
+                "owned_by": "shoal",
+                "root": "models:/chat/2",
+                "max_model_len": 2048,
+                "parent": "chat:base",
+            }
+            assert (await client.get("/models/chat:base/v1/models")).json()["data"][0]["root"] == "org/base"
+            document = (await client.get("/openapi.json")).json()
+            schema = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+            assert schema["schema"]["properties"]["model"]["enum"] == ["chat", "chat:base", "chat:verse"]
+            answer = await client.post("/models/chat", json={"inputs": "a"})
+            assert (answer.status_code, "/v1/chat/completions" in answer.json()["error"]) == (400, True)
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole():
+    """Whatever happens after the first byte cuts the connection: nothing is added that would end it well."""
+
+    async def dribble(request):
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(b"data: 1\n\n")
+        if b"slow" in await request.read():
+            await asyncio.sleep(3)
+        request.transport.abort()
+        return answer
+
+    async def run(prompt):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def receive():
+            return {"type": "http.request", "body": json.dumps({"model": "chat", "prompt": prompt}).encode()}
+
+        async with gateway(dribble, timeout_s=-0.5) as client:
+            answer = client._transport.app  # pyright: ignore[reportAttributeAccessIssue] - an ASGITransport
+            scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+            with pytest.raises(Exception):  # noqa: B017, PT011 - whichever it is, the server cuts the connection
+                await answer(scope, receive, send)
+        assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+
+    asyncio.run(run("slow"))
+    asyncio.run(run("dead"))
