@@ -43,7 +43,7 @@ def apply(
     made: list[Manifest] = []
     jobs = [one for one in manifests if _component(one) != "serve"]
     service = [one for one in manifests if _component(one) == "serve"]
-    made += [api.apply(manifest) for manifest in jobs]
+    made += [_put(api, manifest) for manifest in jobs]
     for manifest in jobs:
         if manifest["kind"] == "RayJob":
             _wait(api, manifest, progress, float("inf"), poll_s)
@@ -53,11 +53,27 @@ def apply(
             before = api.get("RayService", manifest["metadata"]["name"])
             if before and (gone := set(state.wanted(before)) - set(state.wanted(manifest))):
                 progress("no longer served", 0, 0, ", ".join(sorted(gone)))
-    made += [api.apply(manifest) for manifest in service]
+    made += [_put(api, manifest) for manifest in service]
     for manifest in service:
         if manifest["kind"] == "RayService":
             _wait(api, manifest, progress, ready_s, poll_s)
     return made
+
+
+def _put(api: Api, manifest: Manifest) -> Manifest:
+    """Apply one manifest, unless it stands there as it would then. (Older API servers write a custom resource anew each
+    time it is applied, if only to note when.)"""
+    before = api.get(manifest["kind"], manifest["metadata"]["name"])
+    if before is not None and _content(api.apply(manifest, dry_run=True)) == _content(before):
+        return before
+    return api.apply(manifest)
+
+
+def _content(resource: Manifest) -> Manifest:
+    """A resource without what every write of it changes; whose its fields are belongs to it."""
+    metadata = {key: value for key, value in resource["metadata"].items() if key != "resourceVersion"}
+    owners = [{key: value for key, value in one.items() if key != "time"} for one in metadata["managedFields"]]
+    return {**resource, "metadata": {**metadata, "managedFields": owners}}
 
 
 def _wait(api: Api, manifest: Manifest, progress: Progress, longest_s: float, poll_s: float) -> None:

@@ -48,7 +48,7 @@ def faults(manifest: dict[str, Any], crds: Mapping[str, Resource] | None) -> Ite
 
 
 def read_crds(folder: str, kinds: Iterable[str]) -> dict[str, Resource]:
-    """KubeRay's CRDs by kind, from a folder of YAML files as they are published. Raises InputError where one is missing."""
+    """KubeRay's CRDs by kind, from a folder of YAML files as they are published. Raises InputError."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

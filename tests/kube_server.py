@@ -123,9 +123,9 @@ def running(folder: Path) -> Iterator[Server]:
             process = subprocess.Popen([assets / name, *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
             stack.callback(_end, process)
             if name == "etcd":
-                _until(lambda: _answers(f"http://127.0.0.1:{etcd}/health"), "etcd", folder)
+                until(lambda: _answers(f"http://127.0.0.1:{etcd}/health"), "etcd", folder)
             elif name == "kube-apiserver":
-                _until(lambda: _answers(f"{url}/readyz"), name, folder)
+                until(lambda: _answers(f"{url}/readyz"), name, folder)
         _install(server, crds)
         yield server
 
@@ -176,7 +176,7 @@ def _install(server: Server, folder: Path) -> None:
         server.call("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd)
         names.append(kind)
     for kind in names:
-        _until(lambda kind=kind: bool(server.get("default", kind)), f"CRD {kind}", server.folder)
+        until(lambda kind=kind: bool(server.get("default", kind)), f"CRD {kind}", server.folder)
 
 
 @contextlib.contextmanager
@@ -244,7 +244,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _until(holds: Any, what: str, folder: Path, longest_s: float = 90) -> None:
+def until(holds: Any, what: str, folder: Path, longest_s: float = 90) -> None:
     end = time.monotonic() + longest_s
     while True:
         with contextlib.suppress(OSError, ValueError):
@@ -254,6 +254,16 @@ def _until(holds: Any, what: str, folder: Path, longest_s: float = 90) -> None:
             tails = {log.name: log.read_text(errors="replace")[-1500:] for log in folder.glob("*.log")}
             raise RuntimeError(f"{what} did not come up within {longest_s} s: {tails}")
         time.sleep(0.1)
+
+
+def exists(server: Server, path: str) -> bool:
+    try:
+        server.call("GET", path)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return False
+        raise
+    return True
 
 
 def _answers(url: str) -> bool:
