@@ -16,7 +16,9 @@ def command(name: str | None, as_json: bool) -> None:
 
     \b
       shoal down reviews     the others go on serving
-      shoal down             Ray and all that runs on it, and the Prometheus of `shoal monitor up`
+      shoal down             Ray and all that runs on it
+
+    Everything is also the Prometheus that `shoal monitor up` started; its samples stay.
     """
     from cluster import connect
     from cluster.errors import NotFound

@@ -9,14 +9,14 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
 from cluster.monitoring import names
 from cluster.monitoring.names import Metric
 
 Scope = MutableMapping[str, Any]
-Answer = Callable[[Scope, Any, Any], Awaitable[None]]
+Answer = Callable[[Scope, Any, Any], Coroutine[Any, Any, None]]
 _MODEL = "shoal.model"  # in the scope of a request that was passed on to a model
 LEFT = 499  # nginx's code for a client that closed the connection
 BROKEN = 500  # an answer that failed, be it after its status had gone out
