@@ -1,4 +1,5 @@
-"""The only ray.init: attach this process to the embedded Ray of this home, starting and stopping it as needed.
+"""Attach this process to a Ray: one that is there already (cluster.attached), else the embedded one of this home, which
+is started and stopped as needed.
 
 One Ray a home ($SHOAL_HOME), found by cluster.json there. Whoever leaves last stops it, unless somebody wanted it kept.
 """
@@ -19,7 +20,7 @@ from typing import IO
 
 from filelock import FileLock
 
-from cluster import embedded
+from cluster import attached, embedded
 from cluster.embedded import State
 from cluster.errors import InputError
 from cluster.guard import terminable, terminate, undisturbed, watched
@@ -38,11 +39,11 @@ class Cluster:
     http_url: str
     """Where Serve listens, once something is served: http://host:port, no slash."""
     http_host: str
-    """What Serve is to be told, always the loopback: HAProxy alone listens on http.host of cluster.yaml."""
+    """What Serve is to be told. Embedded: always the loopback, HAProxy alone listens on http.host of cluster.yaml."""
     http_port: int
     home: Path
     token: str = field(repr=False)
-    """Of the dashboard's REST API: header `Authorization: Bearer <token>`. Empty in a Ray that was there before."""
+    """Of the dashboard's REST API: header `Authorization: Bearer <token>`. Empty where it wants none."""
     started: bool = False
     """Whether this call started it."""
 
@@ -52,11 +53,19 @@ def session(*, keep: bool = False, progress: Progress = silent) -> Iterator[Clus
     """Attach this process to the embedded Ray of this home, and start that if none runs; detach at the end.
 
     With `keep` it lives on until `down()`; otherwise the last session that leaves stops it, however it leaves. Where
-    this process has a Ray already, that one is used and left alone. Raises InputError, RunFailed (Ray won't start) and
-    ClusterGone, which stands for whatever Ray raised because it went away while the session was open.
+    this process has a Ray already, or RAY_ADDRESS names one by host:port as in every Ray job, that one is used and left
+    alone. Raises InputError, RunFailed (Ray won't start) and ClusterGone, which stands for whatever Ray raised because
+    it went away while the session was open.
     """
     if "ray" in sys.modules and (found := _attached()) is not None:
         yield found
+        return
+    if (where := attached.address()) is not None:
+        with terminable(), watched(lambda: attached.alive(where)), _quiet(), attached.driver(where, NAMESPACE):
+            _leave_by_sigterm()
+            found = _attached()
+            assert found is not None
+            yield found
         return
     folder, wanted = home(), settings()
     with terminable(), _environment(folder):
@@ -146,9 +155,10 @@ def _attached() -> Cluster | None:
     mine = running()
     if mine is not None and mine.address == address:
         return mine
-    host, port = settings().http.host, settings().http.port or 8000
-    url = get_dashboard_url() or ""
-    return Cluster(address, f"http://{url}" if url else "", f"http://{host}:{port}", host, port, home(), token="")
+    url = f"http://{get_dashboard_url()}" if get_dashboard_url() else ""
+    token = attached.token()
+    proxy = attached.proxy(url, token)
+    return Cluster(address, url, proxy.url, proxy.host, proxy.port, home(), token=token)
 
 
 def _attach(state: State) -> None:
@@ -169,6 +179,10 @@ def _attach(state: State) -> None:
         configure_logging=False,
         logging_level=logging.ERROR,
     )
+    _leave_by_sigterm()
+
+
+def _leave_by_sigterm() -> None:
     # ray.init takes SIGTERM for itself, and leaves with 15 instead of 143.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)

@@ -52,3 +52,9 @@ class ClusterGone(RunFailed):
     """The Ray cluster cannot be reached, or went away in the middle."""
 
     status = 503
+
+
+class Detached(ShoalError):
+    """A person left a job that goes on; the message says how to come back."""
+
+    exit_code = 130

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import socket
+import time
 from pathlib import Path
 
 from cluster.errors import InputError
@@ -93,3 +94,19 @@ def _owner(file: Path) -> Path | None:
         return Path(file.read_text())
     except OSError:
         return None
+
+
+def answers(address: str, patience_s: float) -> bool:
+    """Whether anything listens at host:port, asked again for so many seconds where it does not."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            return True
+        except ValueError:
+            return False
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.5)

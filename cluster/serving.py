@@ -4,8 +4,10 @@ Kubernetes alike. Imports no Ray.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from cluster import engine
 from cluster.settings import settings
 from cluster.spec import Serve, Spec
 
@@ -26,12 +28,28 @@ SERVING = {
 }
 
 
-def model_application(spec: Spec, *, model_uri: str, folder: str, attempt: int = 0) -> dict[str, Any]:
+def model_application(
+    spec: Spec,
+    *,
+    model_uri: str,
+    folder: str,
+    attempt: int = 0,
+    adapters: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, Any]:
     """A model's application. `args` name the model, and a change of them starts new replicas; all else changes live.
 
-    Serve does nothing about a configuration that it has failed with: another `attempt` makes it a new one.
+    Serve does nothing about a configuration that it has failed with: another `attempt` makes it a new one. `folder`
+    may be a reference, which the replica resolves. A language model's `adapters` are loaded beside the model in
+    `folder` (name to cluster.engine.adapter); left out, and the file trains one, `folder` is that adapter's, and the
+    model is the file's own.
     """
     serve: Serve = spec.serve
+    language = spec.task == engine.TASK
+    if language and adapters is None:
+        adapters = {}
+        if engine.adapted(spec):
+            adapters = {spec.name: engine.adapter(version=model_uri, folder=folder)}
+            model_uri = folder = spec.model
     options: dict[str, Any] = {
         "name": "Model",
         "max_ongoing_requests": serve.max_ongoing_requests,
@@ -63,18 +81,27 @@ def model_application(spec: Spec, *, model_uri: str, folder: str, attempt: int =
             "metrics_interval_s": 1,
             "look_back_period_s": 5,
         }
+    args: dict[str, Any] = {
+        "name": spec.name,
+        "task": spec.task,
+        "version": model_uri,
+        "folder": folder,
+        "device": "cuda" if serve.num_gpus > 0 else "cpu",
+        "attempt": attempt,
+    }
+    if language:
+        args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
+        limits = {"timeout_s": serve.request_timeout_s, "max_body_mb": settings().http.max_body_mb}
+        options |= {
+            "name": "Llm",
+            "ray_actor_options": engine.actor_options(spec),
+            "user_config": engine.user_config(adapters or {}, **limits),
+        }
     return {
         "name": spec.name,
         "route_prefix": f"/m/{spec.name}",
-        "import_path": "serve.app:build",
-        "args": {
-            "name": spec.name,
-            "task": spec.task,
-            "version": model_uri,
-            "folder": folder,
-            "device": "cuda" if serve.num_gpus > 0 else "cpu",
-            "attempt": attempt,
-        },
+        "import_path": "serve.llm:build" if language else "serve.app:build",
+        "args": args,
         "logging_config": QUIET,
         "deployments": [options],
     }

@@ -93,8 +93,8 @@ _ROWS = (
     Task(
         "text-generation",
         "text",
-        "OpenAI chat or completions; {inputs: text}",
-        "OpenAI; [{generated_text}]",
+        "OpenAI chat or completions",
+        "OpenAI",
         {"text": False, "prompt": False, "completion": False, "messages": False},
         ("perplexity",),
         trainer="train.tasks.generation:TextGeneration",

@@ -115,7 +115,7 @@ def digest(folder: Path, progress: Progress = silent) -> str:
     Other files (a README, a log, a trainer's pickles) do not count. Raises InputError where a file cannot be read.
     """
     folder = Path(folder)
-    files = sorted(_model_files(folder))
+    files = sorted(model_files(folder))
     if not files:
         raise InputError(f"{folder}: no model files in it")
     whole, done = hashlib.sha256(), 0
@@ -137,7 +137,7 @@ def digest(folder: Path, progress: Progress = silent) -> str:
 _AGAIN = "fetch or save it again"
 
 
-def _model_files(folder: Path) -> Iterator[str]:
+def model_files(folder: Path) -> Iterator[str]:
     """Paths, relative to the folder, of everything that makes up the model. Hidden folders are caches."""
     suffixes = tuple(pattern.removeprefix("*") for pattern in (*PATTERNS, "*.skops"))
     for place, folders, files in os.walk(folder):

@@ -59,7 +59,7 @@ class Model:
         self.args = ModelArgs.model_validate(args)
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
-        self.handler.setup(Path(self.args.folder), self.args.device)
+        self.handler.setup(located(self.args.folder), self.args.device)
         self.batcher = Batcher(self.predict, Passes(self.args.name).note)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
@@ -132,6 +132,16 @@ class Model:
                     log.exception("%s: an input failed", self.args.name)
                     outputs.append(RunFailed(f"the model failed on this input: {type(error).__name__}"))
         return outputs
+
+
+def located(folder: str) -> Path:
+    """The folder of a model's files. On Kubernetes it is a reference (models:/name@alias, a Hub id), which the replica
+    itself fetches, because what was deployed from is another machine. Raises InputError, RunFailed."""
+    if Path(folder).is_absolute():
+        return Path(folder)
+    from cluster.registry import resolve
+
+    return resolve(folder)
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

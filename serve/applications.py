@@ -81,7 +81,10 @@ class Change:
 
 
 def _written(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it was written: Serve gives it back with the keys that were left out as null."""
+    """A configuration as it was written: Serve gives it back with the keys that were left out as null. On a cluster
+    that Shoal did not start there are those of others as well, with keys of their own."""
+    if not config["import_path"].startswith("serve."):
+        return {key: value for key, value in config.items() if value is not None}
     keys = ("name", "route_prefix", "import_path", "args", "logging_config", "deployments")
     return {key: config[key] for key in keys}
 

@@ -7,16 +7,19 @@ Hosted by Serve as raw ASGI, without a framework, and never imports torch. What 
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import aiohttp
 from ray import serve
 
-from cluster.errors import NotFound, ShoalError
+from cluster.engine import TASK
+from cluster.errors import InputError, NotFound, ShoalError
 from cluster.monitoring.record import Requests
+from serve import openai_routes
 from serve.asgi import (
     Disconnected,
+    Message,
     Receive,
     Scope,
     Send,
@@ -47,7 +50,8 @@ class Gateway:
         self.requests = Requests()
 
     def reconfigure(self, config: dict[str, Any]) -> None:
-        """The models ({name: {task, version, request, response, timeout_s}}), where they are, and the size limit."""
+        """The models ({name: {task, version, request, response, timeout_s}}, and `application` where a model is served
+        by another one's), where they are, and the size limit."""
         self.models = config["models"]
         self.requests.serves(self.models)
         self.upstream: str = config["upstream"]
@@ -58,8 +62,11 @@ class Gateway:
         return application(self.requests.measured(self.answer))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; 404 for all else."""
+        """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
+        if (found := openai_routes.split(path)) is not None:
+            await openai_routes.answer(self, *found, scope, receive, send)
+            return
         try:
             if method == "POST" and path.startswith("/models/"):
                 await self.forward(self.find(path[len("/models/") :]), scope, receive, send)
@@ -106,37 +113,52 @@ class Gateway:
 
     async def forward(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the model's application and its answer back. Bytes are looked at by nobody here."""
-        self.requests.routed(scope, name)
-        headers = dict(scope["headers"])
-        if declared_length(headers) > self.max_bytes:
+        if self.models[name]["task"] == TASK:
+            raise InputError(f"{name} is a language model; POST /v1/chat/completions or /v1/completions asks it")
+        if declared_length(dict(scope["headers"])) > self.max_bytes:
             raise too_large(self.max_bytes)
-        passed = {key.decode("latin-1"): headers[key].decode("latin-1") for key in _PASSED_ON if key in headers}
         body = await Body.take(receive, self.max_bytes)
+        await self.pass_on(name, "", body, scope, send, _refuse)
+
+    async def pass_on(
+        self, name: str, route: str, content: Body | bytes, scope: Scope, send: Send, refuse: Refuse
+    ) -> None:
+        """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
+        self.requests.routed(scope, name)
+        body = content if isinstance(content, Body) else Body.of(content)
+        headers = dict(scope["headers"])
+        passed = {key.decode("latin-1"): headers[key].decode("latin-1") for key in _PASSED_ON if key in headers}
         query = scope["query_string"]
-        url = f"{self.upstream}/m/{name}" + (f"?{query.decode('latin-1')}" if query else "")
+        application = self.models[name].get("application", name)
+        url = f"{self.upstream}/m/{application}{route}" + (f"?{query.decode('latin-1')}" if query else "")
         # The replica itself answers in time; a second more is for what hangs on the way.
         timeout = aiohttp.ClientTimeout(total=self.models[name]["timeout_s"] + 1, sock_connect=5)
         session = self.session or self._open_session()
+        way = Way(send)
         try:
             while True:
                 data = body.stream() if body.whole is None else body.whole
                 try:
                     async with session.post(url, data=data, headers=passed, timeout=timeout) as answer:
                         if answer.status >= 400 or (answer.content_length or WHOLE_BYTES + 1) <= WHOLE_BYTES:
-                            return await _pass_back(answer, await answer.read(), name, send)
-                        return await _stream_back(answer, send)
+                            return await _pass_back(answer, await answer.read(), name, way, refuse)
+                        return await _stream_back(answer, way)
                 except (aiohttp.ServerDisconnectedError, ConnectionResetError):
                     # A kept connection that the proxy closed as the request went out: nobody saw it, send it again.
-                    if body.whole is None or body.tried:
+                    if body.whole is None or body.tried or way.begun:
                         raise
                     body.tried = True
         except TimeoutError:
+            if way.begun:
+                raise  # the connection is cut: an answer that ends well would look whole
             message = f"{name}: no answer in time; raise serve.request_timeout_s, or send less"
-            await _refuse(send, 504, message, "Timeout")
+            await refuse(send, 504, message, "Timeout", ())
         except aiohttp.ClientError:
             if body.fault is not None:
                 raise body.fault from None
-            await _refuse(send, 502, f"{name}: its replica went away; send the request again", "Unavailable")
+            if way.begun:
+                raise
+            await refuse(send, 502, f"{name}: its replica went away; send the request again", "Unavailable", ())
 
     def _open_session(self) -> aiohttp.ClientSession:
         self.session = aiohttp.ClientSession(
@@ -148,7 +170,20 @@ class Gateway:
         return self.session
 
 
-_NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json are"
+_NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
+Refuse = Callable[[Send, int, str, str, tuple[tuple[bytes, bytes], ...]], Awaitable[None]]
+
+
+class Way:
+    """The way back to the client, which knows whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.begun = False
+
+    async def __call__(self, message: Message) -> None:
+        self.begun = True
+        await self.send(message)
 
 
 class Body:
@@ -174,6 +209,13 @@ class Body:
             body.whole = body.chunks[0] if len(body.chunks) == 1 else b"".join(body.chunks)
         return body
 
+    @classmethod
+    def of(cls, content: bytes) -> Body:
+        """A body that was read already."""
+        body = cls(_nothing, len(content))
+        body.whole, body.more = content, False
+        return body
+
     async def stream(self) -> AsyncIterator[bytes]:
         """All of it, once. A fault is kept in `fault`: aiohttp reports it as a broken connection of its own."""
         yield b"".join(self.chunks)
@@ -197,16 +239,20 @@ class Body:
         return chunk
 
 
-async def _pass_back(answer: aiohttp.ClientResponse, content: bytes, name: str, send: Send) -> None:
+async def _nothing() -> Message:
+    raise Disconnected
+
+
+async def _pass_back(answer: aiohttp.ClientResponse, content: bytes, name: str, send: Send, refuse: Refuse) -> None:
     """Send a whole answer on. What Serve and its proxy say in plain text is said again in our JSON."""
     ours = answer.headers.get("content-type", "").startswith("application/json")
     if answer.status == 503 or (answer.status in (408, 429, 500, 502, 504) and not ours):
         # Clients of the Hugging Face routes retry a 503 at once and without end; a full queue and a missing replica
         # are told as 429 with a time to wait.
         message = f"{name}: every replica is busy, or none is up; try again after the time in Retry-After"
-        await _refuse(send, 429, message, "Overloaded", _RETRY)
+        await refuse(send, 429, message, "Overloaded", _RETRY)
     elif answer.status == 404 and not ours:
-        await _refuse(send, 404, f"model {name!r} is not served any more", "NotFound")
+        await refuse(send, 404, f"model {name!r} is not served any more", "NotFound", ())
     else:
         await send({"type": "http.response.start", "status": answer.status, "headers": _back(answer)})
         await send({"type": "http.response.body", "body": content})

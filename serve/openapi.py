@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.engine import TASK
+
 _ERROR = {
     "type": "object",
     "required": ["error", "error_type"],
@@ -46,7 +48,15 @@ def document(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         },
         "/openapi.json": {"get": _get("openapi", "This document", {"type": "object"})},
     }
+    language = sorted(name for name, model in models.items() if model["task"] == TASK)
+    if language:
+        paths |= _language(language)
     for name, model in sorted(models.items()):
+        if name in language:
+            paths[f"/models/{name}"] = {
+                "get": _get(f"show_{name}", f"What {name} is", {"$ref": "#/components/schemas/Model"})
+            }
+            continue
         get = _get(f"show_{name}", f"What {name} is", {"$ref": "#/components/schemas/Model"})
         paths[f"/models/{name}"] = {"get": get, "post": _post(name, model)}
     return {
@@ -65,6 +75,39 @@ def document(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             }
         },
     }
+
+
+def _language(names: list[str]) -> dict[str, Any]:
+    """OpenAI's routes, over all language models; their bodies are OpenAI's own, which its documents describe."""
+    wants = {"chat/completions": "messages", "completions": "prompt"}
+    error = {"description": "OpenAI's {error: {message, type, param, code}}"}
+    paths: dict[str, Any] = {
+        "/v1/models": {"get": _get("list_language_models", "Every language model", {"type": "object"})},
+    }
+    for route, needed in wants.items():
+        schema = {
+            "type": "object",
+            "required": ["model", needed],
+            "properties": {"model": {"enum": names}, "stream": {"type": "boolean"}},
+        }
+        paths[f"/v1/{route}"] = {
+            "post": {
+                "operationId": route.replace("/", "_"),
+                "summary": f"OpenAI's {route}, by a language model",
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+                "responses": {
+                    "200": {
+                        "description": "OpenAI's answer, or its events where `stream` is true",
+                        "content": {
+                            "application/json": {"schema": {"type": "object"}},
+                            "text/event-stream": {"schema": {"type": "string"}},
+                        },
+                    },
+                    **dict.fromkeys(_REFUSALS, error),
+                },
+            }
+        }
+    return paths
 
 
 def _get(operation: str, summary: str, schema: Mapping[str, Any]) -> dict[str, Any]:

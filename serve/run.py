@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from cluster import tasks
-from cluster.errors import NotFound, RunFailed
+from cluster import engine, tasks
+from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
+from serve import language
 from serve.applications import Change, read
 
 if TYPE_CHECKING:
@@ -62,50 +63,81 @@ def deploy(
         "timeout_s": spec.serve.request_timeout_s,
     }
     stage = f"serve {spec.name}"
+    found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if row.name == engine.TASK else None
 
     # The application, and beside it the gateway where none runs yet.
     with Change(cluster) as change:
-        before = None if change.failed(spec.name) else change.before.get(spec.name)
-        attempt = change.attempt(spec.name)
-        wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
-        change.applications[spec.name] = wanted
+        if found is not None:
+            place = language.place(spec, found, change, described)
+        else:
+            attempt = change.attempt(spec.name)
+            wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
+            place = language.Place(spec.name, spec.name, wanted, {spec.name: described})
+        name = place.application
+        before = None if change.failed(name) else change.before.get(name)
+        change.applications[name] = place.wanted
         if GATEWAY not in change.before or change.failed(GATEWAY):
             change.tell_gateway(change.models())
+    told = {key: value for key, value in place.told.items() if value is not None}
+    length = 0
     try:
-        progress(stage, 0, 3, "starting a replica")
-        _wait_running(cluster, spec.name, wait_s, lambda note: progress(stage, 1, 3, note))
+        progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
+        _wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
+        if found is not None:
+            length = _wait_adapters(cluster, name, place.name, place.tag)
     except BaseException:
-        _take_back(cluster, spec.name, wanted, before)
+        _take_back(cluster, name, place.wanted, before)
         raise
 
     # Only now the gateway tells of it.
     progress(stage, 2, 3, "telling the gateway")
     with Change(cluster) as change:
-        change.tell_gateway({**change.models(), spec.name: described})
-    _wait_gateway(cluster, spec.name, lambda model: model is not None and model["version"] == model_uri)
+        models = {key: value for key, value in change.models().items() if key not in place.told}
+        if found is not None:
+            known = change.models()
+            told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
+        change.tell_gateway({**models, **told})
+    _wait_gateway(cluster, place.name, lambda model: model is not None and model["version"] == model_uri)
     progress(stage, 3, 3, "answering")
-    return _endpoint(cluster, spec.name, read(cluster)[spec.name])
+    return find(place.name, cluster)
+
+
+def find(name: str, cluster: Cluster) -> Endpoint:
+    """An endpoint by name, or by the second half of other:name where that is the only one. Raises NotFound."""
+    served = {endpoint.name: endpoint for endpoint in endpoints(cluster)}
+    halves = [endpoint for key, endpoint in served.items() if key.partition(":")[2] == name]
+    if name in served:
+        return served[name]
+    if len(halves) == 1:
+        return halves[0]
+    raise NotFound(f"{name}: not served; {'these are: ' + ', '.join(served) if served else 'no model is'}")
 
 
 def remove(name: str, cluster: Cluster) -> None:
-    """Stop serving a model, and return when its replicas are gone. Raises NotFound."""
-    served = [endpoint.name for endpoint in endpoints(cluster)]
-    if name not in served:
-        raise NotFound(f"{name}: not served; {'these are: ' + ', '.join(served) if served else 'no model is'}")
+    """Stop serving a model, and return when its replicas are gone, or an adapter is off its engine. Raises NotFound."""
+    name = find(name, cluster).name
+    application, _, adapter = name.partition(":")
     # First nobody is sent there any more, then it goes.
     with Change(cluster) as change:
-        change.tell_gateway({other: model for other, model in change.models().items() if other != name})
-    _wait_gateway(cluster, name, lambda model: model is None)
+        gone = {name} if adapter else {key for key, model in change.models().items() if _of(key, model) == application}
+        change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
+    for key in gone:
+        _wait_gateway(cluster, key, lambda model: model is None)
     with Change(cluster) as change:
-        change.applications.pop(name, None)
-    while name in read(cluster):
+        if not adapter:
+            change.applications.pop(application, None)
+        elif application in change.before:
+            change.applications[application] = language.without(change.before[application], name)
+    if adapter:
+        _wait_adapters(cluster, application, name, None)
+    while not adapter and application in read(cluster):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    return [_endpoint(cluster, name, found[name]) for name in sorted(found) if name != GATEWAY]
+    return [one for name in sorted(found) if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -120,9 +152,9 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
 
 
 def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[str], None]) -> None:
-    end = time.monotonic() + wait_s
+    began = time.monotonic()
     message = ""
-    while time.monotonic() < end:
+    while (spent := time.monotonic() - began) < wait_s:
         details = read(cluster).get(name)
         if details is None:
             raise RunFailed(f"{name}: was removed by someone else while it started")
@@ -131,9 +163,33 @@ def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[st
             return
         if details["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise RunFailed(f"{name}: {message}")
-        note(message[:200] or "loading the model")
+        note(message[:200] or f"loading the model, {spent:.0f} s")
         time.sleep(POLL_S)
     raise RunFailed(f"{name}: no replica answered within {wait_s:g} s: {message or 'it was still loading'}")
+
+
+def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | None, wait_s: float = 120) -> int:
+    """Until the engine's replicas say that they have an adapter of this tag ("": that `name` is the model itself;
+    None: that it is gone). Returns how many tokens the engine takes. Raises InputError with what the replica says."""
+    end = time.monotonic() + wait_s
+    right, said = 0, ""
+    while time.monotonic() < end:
+        try:
+            answer = httpx.get(f"{cluster.http_url}/m/{application}/adapters", timeout=5, trust_env=False)
+            said = f"{answer.status_code} {answer.text[:200]}"
+            facts = answer.json() if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError) as error:
+            facts, said = None, str(error)
+        if facts is not None:
+            if tag and name in facts["faults"]:
+                raise InputError(facts["faults"][name])
+            right = right + 1 if facts["loaded"].get(name, "") == (tag or "") else 0
+            # Each replica has its own word; as many right answers in a row as there are replicas are taken for all.
+            if right and right >= _running_replicas(read(cluster)[application]):
+                return facts["max_model_len"]
+        if not right:
+            time.sleep(POLL_S / 4)
+    raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
 
 
 def _wait_gateway(cluster: Cluster, name: str, right: Callable[[Any], bool], wait_s: float = 120) -> None:
@@ -156,17 +212,29 @@ def _wait_gateway(cluster: Cluster, name: str, right: Callable[[Any], bool], wai
     raise RunFailed(f"the gateway does not answer for {name} as it should after {wait_s:g} s: {said}")
 
 
-def _endpoint(cluster: Cluster, name: str, details: dict[str, Any]) -> Endpoint:
-    args = (details["deployed_app_config"] or {}).get("args", {})
-    return Endpoint(
-        name=name,
-        url=f"{cluster.http_url}/models/{name}",
-        version=args.get("version", ""),
-        task=args.get("task", ""),
-        state=details["status"],
-        replicas=_running_replicas(details),
-        message="" if details["status"] == "RUNNING" else _message(details),
-    )
+def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[Endpoint]:
+    """An application's endpoint, and those of the adapters of other files on its engine."""
+    config = details["deployed_app_config"] or {}
+    args = config.get("args", {})
+    adapters = language.loaded(config)
+    versions = {name: args.get("version", ""), **{key: adapter["version"] for key, adapter in adapters.items()}}
+    return [
+        Endpoint(
+            name=key,
+            url=f"{cluster.http_url}/models/{key}",
+            version=version,
+            task=args.get("task", ""),
+            state=details["status"],
+            replicas=_running_replicas(details),
+            message="" if details["status"] == "RUNNING" else _message(details),
+        )
+        for key, version in versions.items()
+    ]
+
+
+def _of(key: str, model: dict[str, Any]) -> str:
+    """The application that answers for one of the gateway's names."""
+    return model.get("application", key)
 
 
 def _running_replicas(details: dict[str, Any]) -> int:

@@ -353,7 +353,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "save", no_room)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
     with pytest.raises(RunFailed, match=r"disk full: a checkpoint takes about .* set SHOAL_HOME"):
-        checkpoint.save(tmp_path / "c", torch.nn.Linear(2, 2), {}, {})
+        checkpoint.save(tmp_path / "c", {"w": torch.zeros(2, 2)}, {"optimizer": {}}, {})
     assert not (tmp_path / "c").exists()
 
 

@@ -22,14 +22,15 @@ Item = TypeVar("Item")
 
 
 class Rows:
-    """The rows of one split: `labels` (int64, [rows]) at hand, the other columns on demand."""
+    """The rows of one split: `labels` (int64, [rows]; empty where rows have no class) at hand, the rest on demand."""
 
     def __init__(self, file: Path) -> None:
         self._table = parquet.read_table(file, memory_map=True)
-        self.labels: np.ndarray = self._table.column("label").to_numpy()
+        labelled = "label" in self._table.column_names
+        self.labels: np.ndarray = self._table.column("label").to_numpy() if labelled else np.zeros(0, np.int64)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._table.num_rows
 
     def take(self, indices: np.ndarray) -> list[dict[str, Any]]:
         """Rows as dicts of columns."""
@@ -72,6 +73,21 @@ def share(batch: np.ndarray, *, rank: int, workers: int, pieces: int) -> list[tu
     first = rank * pieces
     cuts = [slice(piece * size, (piece + 1) * size) for piece in range(first, first + pieces)]
     return [(padded[cut], real[cut]) for cut in cuts]
+
+
+def in_turn(rows: int, *, batch_size: int, rank: int, workers: int) -> list[tuple[np.ndarray, float]]:
+    """Worker `rank`'s batches of `rows` rows that are gone through once: (row numbers, 1), in turn with the others.
+
+    Every worker has as many, for where a model lies in parts a pass is all workers' together; where there is none left
+    for one, it takes row 0 once more, with a 0: it counts for nothing.
+    """
+    starts = range(
+        rank * batch_size, math.ceil(rows / (batch_size * workers)) * batch_size * workers, batch_size * workers
+    )
+    return [
+        (np.arange(start, min(start + batch_size, rows)), 1.0) if start < rows else (np.zeros(1, dtype=np.int64), 0.0)
+        for start in starts
+    ]
 
 
 def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:

@@ -103,6 +103,7 @@ def on_gpu(spec: Spec) -> bool:
 def work(config: dict[str, Any]) -> dict[str, float]:
     """What Ray calls in every worker."""
     job: Job = config["job"]
+    _sees(job)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     workers = ray.train.get_context().get_world_size()
     try:
@@ -117,6 +118,16 @@ def work(config: dict[str, Any]) -> dict[str, float]:
             raise
         logging.getLogger(__name__).exception("training failed")
         raise RunFailed(f"training: {type(error).__name__}: {error}") from error
+
+
+def _sees(job: Job) -> None:
+    """Raises InputError where this worker is on a node that does not have the run's folders."""
+    needed = [job.folder, job.data, *([job.model] if job.model != Path() else [])]
+    if missing := [folder for folder in needed if not folder.is_dir()]:
+        raise InputError(
+            f"SHOAL_HOME: {missing[0]} is not on node {ray.util.get_node_ip_address()}, where a worker was started; "
+            "set SHOAL_HOME to a folder of storage that all nodes of the cluster share, or train on one node"
+        )
 
 
 def _fit(job: Job) -> dict[str, float]:

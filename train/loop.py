@@ -6,7 +6,6 @@ that was not, and no random state is stored.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import secrets
@@ -20,12 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from cluster.errors import RunFailed
 from cluster.spec import Spec
-from train import batches, checkpoint, optim
+from train import batches, checkpoint, faults, optim, parallel
 from train.events import Events
+from train.objective import Weighed
 from train.tasks import trainer
 
 # Points of the training curve that are kept, at most.
@@ -81,10 +80,6 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     # The data.
     rows = batches.Rows(job.data / "train.parquet")
     held_out = batches.Rows(job.data / "validation.parquet")
-    class_weights = np.ones(len(job.labels))
-    if train.class_weights == "balanced":
-        counts = np.bincount(rows.labels, minlength=len(job.labels))
-        class_weights = len(rows) / (len(job.labels) * np.maximum(counts, 1))
     per_epoch, total, marks = batches.steps_of(
         len(rows),
         batch_size=train.batch_size,
@@ -92,90 +87,65 @@ def loop(job: Job, session: Session) -> dict[str, float]:
         checkpoints_per_epoch=train.checkpoints_per_epoch,
     )
 
-    # The model, the same on every worker by the seed.
+    # The model, the same on every worker by the seed, then shared as the file says.
     task = trainer(job.spec.task)
-    model = task.setup(
-        job.model,
-        labels=job.labels,
-        from_scratch=train.from_scratch,
-        seed=train.seed,
-        max_length=train.max_length,
-    ).to(device)
-    adamw = optim.optimizer(model, train)
-    scaler = torch.amp.GradScaler(device.split(":")[0], enabled=dtype == torch.float16)
+    strategy = parallel.start(_setup(task, job), train, session, dtype)
+    objective = task.objective(task, rows, job.labels, train)
+    weighed, weighed_out = (objective.weigh(r, rank=rank, workers=workers, device=device) for r in (rows, held_out))
 
     # Where a killed run stood: the newest checkpoint that is whole.
     state: dict[str, Any] = {"step": 0, "best": math.inf, "worse": 0}
-    for folder in sorted((folder for folder, _ in session.checkpoints()), key=lambda f: f.name, reverse=True):
-        found = checkpoint.read(folder)
-        if found is None:
-            if events:
-                events.write(warning=f"checkpoint {folder.name} is damaged; trying the one before it")
-            continue
-        checkpoint.load_weights(folder, model)
-        stored = checkpoint.load_optimizer(folder, device)
-        adamw.load_state_dict(stored["optimizer"])
-        scaler.load_state_dict(stored["scaler"])
-        state = found
-        break
-    else:
-        if session.checkpoints() and events:
-            events.write(warning="no checkpoint is whole; starting again from the first step")
+    found, stored, warnings = checkpoint.newest([f for f, _ in session.checkpoints()], rank=rank, workers=workers)
+    if found is not None:
+        strategy.load(*checkpoint.load(found, device, rank=rank))
+        state = stored
     if events:
+        for warning in [*warnings, *([weighed.note] if weighed.note else [])]:
+            events.write(warning=warning)
         events.write(step=state["step"], total=total, resumed=state["step"])
-
-    # Unused parameters are looked for because many models have some. It also keeps the gradient buckets, and with them
-    # the order of sums, as they were from the first step: otherwise a resumed run of 3 workers differs in the last bit.
-    net, alone = model, contextlib.nullcontext
-    if workers > 1:
-        net = torch.nn.parallel.DistributedDataParallel(
-            model, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
-        )
-        alone = net.no_sync
 
     def training_batches() -> Iterator[list[tuple[dict[str, torch.Tensor], torch.Tensor]]]:
         for step in range(state["step"], total):
             batch = batches.batch_of(step, rows=len(rows), batch_size=train.batch_size, seed=train.seed)
             # Over the whole batch, whichever worker has which row: the loss is one weighted mean.
-            whole = class_weights[rows.labels[batch]].sum()
+            whole = weighed.mass[batch].sum() or 1.0
             pieces = batches.share(batch, rank=rank, workers=workers, pieces=train.gradient_accumulation_steps)
             yield [
                 (
                     task.collate(rows.take(indices)),
-                    torch.tensor(class_weights[rows.labels[indices]] * real / whole, dtype=torch.float32),
+                    torch.tensor(weighed.factor[indices] * real / whole, dtype=torch.float32),
                 )
                 for indices, real in pieces
             ]
 
     metrics: dict[str, float] = {}
+    shares: dict[str, Any] = {}
     feed = batches.prefetch(training_batches())
     clock = time.monotonic()
     while state["step"] < total and state["worse"] < (train.early_stopping_patience or math.inf):
         step = state["step"]
-        net.train()
+        strategy.net.train()
         # One step: the pieces of this worker's share, forward and backward.
         torch.manual_seed(_seed(train.seed, step, rank))
         rate = optim.learning_rate(step, total, train)
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        adamw.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
         pieces = next(feed)
         for number, (inputs, weights) in enumerate(pieces, start=1):
-            # Gradients are exchanged with the last piece.
-            with contextlib.nullcontext() if number == len(pieces) else alone(), _memory(job.spec):
-                piece = _losses(net, inputs, dtype, device) @ weights.to(device)
-                # DDP takes the mean over workers; each has a part of the sum.
-                torch.autograd.backward(scaler.scale(piece * workers))
+            with faults.memory(job.spec), strategy.piece(last=number == len(pieces)):
+                piece = _losses(strategy.net, objective, inputs, dtype, device) @ weights.to(device)
+                strategy.backward(piece)
             loss += piece.detach()
         if workers > 1:
             dist.all_reduce(loss)
         if not math.isfinite(value := loss.item()):
-            raise RunFailed(_not_a_number("training", value, step, job.spec))
-        scaler.unscale_(adamw)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or math.inf)
-        scaler.step(adamw)
-        scaler.update()
+            raise RunFailed(faults.not_a_number("training", value, step, job.spec))
+        norm = strategy.step(rate)
+        if train.lora and step == 0 and not norm > 0:
+            raise RunFailed("train.lora: the adapters get no gradient at the first step, so they would never learn")
+        if not shares:
+            shares = _shares(strategy, job.spec, session)
+            if events:
+                events.write(step=step, total=total, parallel=shares)
         state["step"] = step = step + 1
 
         metrics["train/loss"] = value
@@ -187,7 +157,7 @@ def loop(job: Job, session: Session) -> dict[str, float]:
                 metrics={
                     "train/loss": value,
                     "train/learning_rate": rate,
-                    "train/grad_norm": norm.item(),
+                    "train/grad_norm": norm,
                     "train/rows_per_second": min(math.ceil(total / CURVE), step) * train.batch_size / (now - clock),
                 },
             )
@@ -195,29 +165,32 @@ def loop(job: Job, session: Session) -> dict[str, float]:
 
         # At a mark: validate, decide whether it got better, checkpoint.
         if step in marks:
-            metrics |= _validate(net, task, held_out, class_weights, session, dtype, job.spec.evaluate.batch_size)
+            metrics |= _validate(
+                strategy.judged, task, objective, held_out, weighed_out, session, dtype, job.spec.evaluate.batch_size
+            )
             judged = metrics["validation/loss"]
             if not math.isfinite(judged):
-                raise RunFailed(_not_a_number("validation", judged, step, job.spec))
+                raise RunFailed(faults.not_a_number("validation", judged, step, job.spec))
             state["worse"] = 0 if judged < state["best"] else state["worse"] + 1
             state["best"] = min(judged, state["best"])
-            folder = None
             if events:
                 events.write(step=step, total=total, metrics={k: v for k, v in metrics.items() if k[:5] != "train"})
-                folder = job.folder / f"checkpoint-{step:09}-{secrets.token_hex(4)}"
-                stored = {"optimizer": adamw.state_dict(), "scaler": scaler.state_dict()}
-                checkpoint.save(folder, model, stored, state | {"metrics": metrics})
-            session.report({"step": step, "judged": judged}, folder)
+            token = parallel.everyone(secrets.token_hex(4), workers)[0]
+            folder = job.folder / f"checkpoint-{step:09}-{token}"
+            checkpoint.save(folder, *strategy.state(), state | {"metrics": metrics}, rank=rank, workers=workers)
+            session.report({"step": step, "judged": judged}, folder if lead else None)
             clock = time.monotonic()
     feed.close()  # type: ignore[attr-defined]
 
-    # The best checkpoint becomes the model; the later of equals.
+    # The best checkpoint becomes the model; the later of equals. It is put together in the host's memory, in a model of
+    # its own: the one that was trained may lie in parts on many devices.
     if lead:
         kept = [(reported["judged"], -reported["step"], folder) for folder, reported in session.checkpoints()]
         for _, _, folder in sorted(kept):
-            if (found := checkpoint.read(folder)) is not None:
-                checkpoint.load_weights(folder, model)
-                metrics = found["metrics"] | {"step": found["step"], "epochs": found["step"] / per_epoch}
+            if (read := checkpoint.read(folder)) is not None:
+                model = _setup(task, job)
+                checkpoint.join(folder, model)
+                metrics = read["metrics"] | {"step": read["step"], "epochs": read["step"] / per_epoch}
                 break
         else:
             raise RunFailed(f"no checkpoint in {job.folder} is whole; run the same again: it starts afresh")
@@ -228,72 +201,75 @@ def loop(job: Job, session: Session) -> dict[str, float]:
     return metrics
 
 
-def _losses(net: torch.nn.Module, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Cross entropy of each row, float32, [rows]."""
+def _setup(task: Any, job: Job) -> torch.nn.Module:
+    """The model as training begins, in the host's memory."""
+    train = job.spec.train
+    return task.setup(
+        job.model,
+        labels=job.labels,
+        from_scratch=train.from_scratch,
+        seed=train.seed,
+        max_length=train.max_length,
+        **({"lora": train.lora, "base": job.spec.model} if train.lora else {}),
+    )
+
+
+def _shares(strategy: parallel.Strategy, spec: Spec, session: Session) -> dict[str, Any]:
+    """What each worker holds, by rank, once it is known to be its due. Raises RunFailed where it is not."""
+    held, due = strategy.held(), strategy.due()
+    name = parallel.name_of(spec.train)
+    parallel.check(name, held, due, rank=session.rank)
+    everyone = parallel.everyone((held.parameters, held.optimizer), session.workers)
+    return {"strategy": name, "parameters": [p for p, _ in everyone], "optimizer": [o for _, o in everyone]}
+
+
+def _losses(
+    net: torch.nn.Module, objective: Any, inputs: dict[str, torch.Tensor], dtype: torch.dtype, device: str
+) -> torch.Tensor:
+    """The objective's loss of each row, float32, [rows]."""
     moved = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     labels = moved.pop("labels")
     with torch.autocast(device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
         logits = net(**moved).logits
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return objective.losses(logits, labels)
 
 
 @torch.no_grad()
 def _validate(
     net: torch.nn.Module,
     task: Any,
+    objective: Any,
     held_out: batches.Rows,
-    class_weights: np.ndarray,
+    weighed: Weighed,
     session: Session,
     dtype: torch.dtype,
     batch_size: int,
 ) -> dict[str, float]:
-    """Loss (weighted as in training) and accuracy over the held-out rows, each worker a part of the batches."""
-    model = net.module if isinstance(net, torch.nn.parallel.DistributedDataParallel) else net
-    model.eval()
-    cuts = range(session.rank * batch_size, len(held_out), session.workers * batch_size)
+    """Loss (weighted as in training) and what else the objective tells, each worker a part of the batches."""
+    net.eval()
+    cuts = batches.in_turn(len(held_out), batch_size=batch_size, rank=session.rank, workers=session.workers)
 
-    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-        for start in cuts:
-            indices = np.arange(start, min(start + batch_size, len(held_out)))
-            yield task.collate(held_out.take(indices)), torch.from_numpy(class_weights[held_out.labels[indices]])
+    def held_out_batches() -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, float, float]]:
+        for indices, real in cuts:
+            rows = task.collate(held_out.take(indices))
+            yield rows, torch.from_numpy(weighed.factor[indices]), float(weighed.mass[indices].sum()), real
 
     sums = torch.zeros(3, dtype=torch.float64)
-    for inputs, weights in batches.prefetch(held_out_batches()):
+    for inputs, factor, mass, real in batches.prefetch(held_out_batches()):
         moved = {name: tensor.to(session.device) for name, tensor in inputs.items()}
         labels = moved.pop("labels")
         with torch.autocast(session.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32):
-            logits = model(**moved).logits.float()
-        losses = F.cross_entropy(logits, labels, reduction="none").double().cpu()
-        sums += torch.stack([losses @ weights, weights.sum(), (logits.argmax(-1) == labels).sum().double().cpu()])
+            logits = net(**moved).logits
+        loss = objective.losses(logits, labels).double().cpu() @ factor
+        told = [loss.item(), mass, objective.right(logits, labels).item()]
+        sums += real * torch.tensor(told, dtype=torch.float64)
     if session.workers > 1:
         sums = sums.to(session.device)
         dist.all_reduce(sums)
-    loss, weight, right = sums.tolist()
-    return {"validation/loss": loss / weight, "validation/accuracy": right / len(held_out)}
+    loss, mass, right = sums.tolist()
+    return objective.metrics(loss / mass, right, rows=len(held_out), mass=mass)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
     """One number of (seed, step, rank), well mixed: neighbours must not give related drop-out masks."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _not_a_number(which: str, value: float, step: int, spec: Spec) -> str:
-    train = spec.train
-    return (
-        f"the {which} loss is {value} at step {step}; try a lower train.learning_rate (now {train.learning_rate:g}), "
-        f"train.max_grad_norm: 1 (now {train.max_grad_norm:g}) or train.precision: float32 (now {train.precision})"
-    )
-
-
-@contextlib.contextmanager
-def _memory(spec: Spec) -> Iterator[None]:
-    """A GPU's memory that is full is the file's business, not the cluster's: say which keys."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        train = spec.train
-        raise RunFailed(
-            f"the GPU's memory is full; raise train.gradient_accumulation_steps (now "
-            f"{train.gradient_accumulation_steps}), or lower train.batch_size (now {train.batch_size}) or "
-            f"train.max_length (now {train.max_length})"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -40,6 +41,12 @@ def optimizer(model: torch.nn.Module, train: Train) -> torch.optim.AdamW:
         {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, fused=True)
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def arithmetic(train: Train, device: str) -> torch.dtype:

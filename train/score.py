@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "check", "code", "evaluate"]
 FOLDER = "evaluation"  # of the run
-_CODE = ("score.py", "judge.py", "confusion.py", "metrics/*.py", "tasks/*.py")
+_CODE = ("score.py", "judge.py", "objective.py", "confusion.py", "metrics/*.py", "tasks/*.py")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import tasks
+from cluster.engine import TASK
 from cluster.errors import ClusterGone, InputError
 from cluster.settings import home
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+TOKENS = 64  # of a language model's answer, where a person tries it
 
 
 def example(task: str, prepared: Prepared | None) -> Any:
@@ -25,6 +27,8 @@ def example(task: str, prepared: Prepared | None) -> Any:
 
     Text: str. Vision: the path of a picture. Tabular: {column: [value]}.
     """
+    if task == TASK:
+        return "What is the capital of France?"
     modality = tasks.get(task).modality
     row = _held_out_row(prepared) if prepared is not None else {}
     match modality:
@@ -59,6 +63,8 @@ def body(task: str, value: Any) -> tuple[bytes, str]:
             return json.dumps(json.loads(value)).encode(), JSON
         except ValueError:
             pass  # braces in a text are text
+    if task == TASK:
+        return json.dumps({"messages": [{"role": "user", "content": value}], "max_tokens": TOKENS}).encode(), JSON
     match tasks.get(task).modality:
         case "text":
             return json.dumps({"inputs": value}).encode(), JSON
@@ -69,8 +75,15 @@ def body(task: str, value: Any) -> tuple[bytes, str]:
             return _read(Path(value)), BYTES
 
 
+def address(task: str, url: str) -> str:
+    """Where requests to a model of this task go."""
+    return f"{url}/v1/chat/completions" if task == TASK else url
+
+
 def lines(task: str, url: str, value: Any) -> tuple[str, str]:
     """A curl line and a Python line that ask a served model for `value`; both work when pasted."""
+    if task == TASK:
+        return _chat_lines(url, value)
     if tasks.get(task).modality == "vision":
         curl = f"curl -s {url} -H 'content-type: {BYTES}' --data-binary @{shlex.quote(str(value))}"
     else:
@@ -78,6 +91,16 @@ def lines(task: str, url: str, value: Any) -> tuple[str, str]:
     method = task.replace("-", "_")
     call = f'InferenceClient(model="{url}").{method}({value!r})'
     return curl, f"python -c {shlex.quote(f'from huggingface_hub import InferenceClient; print({call})')}"
+
+
+def _chat_lines(url: str, value: Any) -> tuple[str, str]:
+    """The same for a language model: OpenAI's client, and the model by its name, as one would write it."""
+    root, _, name = url.partition("/models/")
+    request = {"model": name, **json.loads(body(TASK, value)[0])}
+    curl = f"curl -s {root}/v1/chat/completions -H 'content-type: {JSON}' -d {shlex.quote(json.dumps(request))}"
+    arguments = ", ".join(f"{key}={part!r}" for key, part in request.items())
+    call = f'OpenAI(base_url="{root}/v1", api_key="none").chat.completions.create({arguments})'
+    return curl, f"python -c {shlex.quote(f'from openai import OpenAI; print({call}.choices[0].message.content)')}"
 
 
 def send(url: str, content: bytes, content_type: str, *, timeout_s: float = 120) -> Any:
@@ -95,6 +118,7 @@ def send(url: str, content: bytes, content_type: str, *, timeout_s: float = 120)
     if response.is_success:
         return answer
     message = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = message.get("message", message) if isinstance(message, dict) else message  # OpenAI's shape
     if 400 <= response.status_code < 500:
         raise InputError(f"{url}: {response.status_code}: {message}")
     raise ClusterGone(f"{url}: {response.status_code}: {message}; `shoal logs` has more")

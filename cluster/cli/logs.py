@@ -10,7 +10,7 @@ from typing import IO
 
 import click
 
-from cluster.cli.options import as_json
+from cluster.cli.options import as_json, on
 
 
 @click.command()
@@ -18,23 +18,40 @@ from cluster.cli.options import as_json
 @click.option("-n", "--lines", default=40, show_default=True, type=click.IntRange(min=0), help="Lines of each file.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as lines are written, until Ctrl-C.")
 @click.option("--all", "everything", is_flag=True, help="Ray's own daemons too.")
+@on
 @as_json
-def command(name: str | None, lines: int, follow: bool, everything: bool, as_json: bool) -> None:
+@click.pass_context
+def command(
+    context: click.Context, name: str | None, lines: int, follow: bool, everything: bool, on: str | None, as_json: bool
+) -> None:
     """Print logs: of the model NAME (its replicas and its training), or of everything that runs here.
+
+    With --on NAME is a run there (`shoal status --on`), and -f ends with its exit code; Ctrl-C leaves it running.
 
     \b
       shoal logs reviews -f
       shoal logs --all -n 200
+      shoal logs train-reviews-20261124-150312-ab12 -f --on prod
     """
     from cluster import connect
-    from cluster.errors import NotFound
+    from cluster.errors import InputError, NotFound
+    from cluster.submit import Jobs, find
 
+    if (target := find(on)) is not None:
+        from cluster.cli import jobs
+
+        if name is None:
+            raise InputError(f"{target.name}: the logs of which run? `shoal status{target.option}` lists them")
+        context.exit(jobs.logs(Jobs(target), name, count=lines, follow=follow, as_json=as_json))
     folder = connect.logs_folder()
     if folder is None:
         raise NotFound("no logs: no cluster has run here since the last `shoal down`")
     files = chosen(folder, name, everything=everything)
     if not files:
-        raise NotFound(f"{name or 'logs'}: no log file in {folder}; `shoal logs --all` shows Ray's own")
+        raise NotFound(
+            f"{name or 'logs'}: no log file in {folder}; `shoal logs --all` shows Ray's own, "
+            "`shoal logs RUN --on NAME` what a run on a cluster printed"
+        )
     for file, line in tail(files, lines, follow=follow):
         text = readable(line, everything=everything)
         if text:

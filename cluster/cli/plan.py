@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import click
 
-from cluster.cli.options import as_json, file_and_overrides
+from cluster.cli.options import as_json, file_and_overrides, on_cluster
 from cluster.cli.output import Output
 
 
 @click.command()
 @file_and_overrides
 @as_json
+@on_cluster()
 def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Say what FILE would do and what it would cost in memory, disk and steps, and do nothing.
 

@@ -22,6 +22,7 @@ def command(model: str, value: str, as_json: bool) -> None:
     \b
       shoal predict reviews "Best pizza in town"
       shoal predict digits samples/data/digits/test/7/0001.png
+      shoal predict chat "What is the capital of France?"
     """
     from pathlib import Path
 
@@ -29,17 +30,14 @@ def command(model: str, value: str, as_json: bool) -> None:
     from cluster.cli import ask
     from cluster.errors import NotFound
     from cluster.spec import load
-    from serve.run import endpoints
+    from serve.run import find
 
     name = load(model).name if Path(model).suffix in (".yaml", ".yml") else model
     cluster = connect.running()
     if cluster is None:
         raise NotFound(f"{name}: nothing is served here; `shoal up FILE` or `shoal serve FILE` starts it")
-    served = {endpoint.name: endpoint for endpoint in endpoints(cluster)}
-    if name not in served:
-        raise NotFound(f"{name}: not served; served are: {', '.join(served) or 'none'}")
-    endpoint = served[name]
+    endpoint = find(name, cluster)
     content, content_type = ask.body(endpoint.task, sys.stdin.read() if value == "-" else value)
-    answer = ask.send(endpoint.url, content, content_type)
+    answer = ask.send(ask.address(endpoint.task, endpoint.url), content, content_type)
     with Output(as_json=as_json) as out:
         out.result(answer, json.dumps(answer, indent=2, ensure_ascii=False))

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import click
 
-from cluster.cli.options import as_json
+from cluster.cli.options import as_json, on_cluster
 from cluster.cli.output import Output
 
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="FILE... [KEY=VALUE]...")
 @as_json
+@on_cluster(data=False)
 def command(words: Sequence[str], as_json: bool) -> None:
     """Serve the model of each FILE, and leave it serving; other models are not touched.
 

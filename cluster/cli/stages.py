@@ -98,7 +98,8 @@ def prepare(spec: Spec, out: Output) -> Prepared:
 
     prepared = prepare(spec, into=home() / "data", progress=out.progress)
     rows = ", ".join(f"{count} {split}" for split, count in prepared.rows.items())
-    out.say(f"data: {rows}; {len(prepared.labels)} classes; digest {prepared.digest[:12]}")
+    classes = f"{len(prepared.labels)} classes; " if prepared.labels else ""
+    out.say(f"data: {rows}; {classes}digest {prepared.digest[:12]}")
     for note in prepared.report.get("notes", []):
         out.say(f"data: {note}")
     return prepared
@@ -155,6 +156,7 @@ def _accept(spec: Spec, trained: Trained, registry: Registry, out: Output, journ
     run = registry.run(trained.run_id)
     metrics = judged(run.metrics)
     kept = ("shoal.train_key", "shoal.data_digest", "shoal.code", "shoal.evaluate_key", "shoal.gate")
+    kept = (*kept, "shoal.sweep", "shoal.trial", "shoal.tuned")  # of the best trial of a sweep
     tags = {key: run.tags[key] for key in kept if key in run.tags}
     tags |= {"shoal.task": spec.task, "shoal.base_model": spec.model}
     version = registry.register(spec.name, trained.run_id, metrics=metrics, tags=tags)

@@ -6,19 +6,33 @@ from typing import Any
 
 import click
 
-from cluster.cli.options import as_json
+from cluster.cli.options import as_json, on
 from cluster.cli.output import Output, table
 
 
 @click.command()
+@click.argument("run", required=False)
+@on
 @as_json
-def command(as_json: bool) -> None:
+def command(run: str | None, on: str | None, as_json: bool) -> None:
     """What is running: the cluster, what is served, and the newest runs with how far they are.
+
+    With --on it tells of that cluster, and with RUN of one run there.
 
     \b
       shoal status
       shoal status --json
+      shoal status --on prod
+      shoal status train-reviews-20261124-150312-ab12 --on prod
     """
+    from cluster.submit import Jobs, find
+
+    target = find(on)
+    if target is not None or run is not None:
+        from cluster.cli import jobs
+
+        with Output(as_json=as_json) as out:
+            return out.result(*jobs.status(Jobs(target) if target else jobs.on_which(on, run or ""), run))
     from cluster import connect
     from cluster.errors import ClusterGone
     from cluster.registry import Registry
@@ -53,7 +67,7 @@ def command(as_json: bool) -> None:
         rows = [[row["name"], row["run"][:12], row["status"], row["step"], row["started"]] for row in runs]
         lines += ["", table(["run of", "id", "status", "step", "started"], rows)]
     with Output(as_json=as_json) as out:
-        out.result(value, "\n".join(lines))
+        return out.result(value, "\n".join(lines))
 
 
 def _run(run: Any) -> dict[str, Any]:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import click
 
-from cluster.cli.options import as_json, file_and_overrides
+from cluster.cli.options import as_json, file_and_overrides, on_cluster
 from cluster.cli.output import Output
 
 
 @click.command()
 @file_and_overrides
 @as_json
+@on_cluster()
 def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Fine-tune the model of FILE; the run and its model stand in the registry's store afterwards.
 
@@ -41,8 +42,15 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
             "run": trained.run_id,
             "model": str(trained.folder),
             "metrics": trained.metrics,
+            "parallel": trained.parallel,
             "reused": trained.reused,
             "seconds": journal.seconds,
         }
         told = ", ".join(f"{key} {value:.4f}" for key, value in trained.metrics.items())
+        if shares := trained.parallel:
+            held = " and ".join(
+                f"{max(shares[part]):,} of {name}"
+                for part, name in (("parameters", "parameters"), ("optimizer", "optimizer state"))
+            )
+            told += f"\nshared {shares['strategy']} ({shares['why']}); a worker held at most {held}"
         out.result(result, f"run    {trained.run_id}\nmodel  {trained.folder}\n{told}\nnext: shoal evaluate {file}")

@@ -46,6 +46,10 @@ def kind(spec: Spec, row: Task, trains: bool) -> None:
         raise InputError(
             f"model: {spec.model!r} is a scikit-learn estimator, for tabular tasks; {row.name} takes others"
         )
+    if estimator and trains and spec.train.parallel != "auto":
+        raise InputError(
+            f"train.parallel: {spec.train.parallel}: an estimator is fitted whole by one worker; leave it out"
+        )
     if estimator and not trains:
         raise InputError(f"model: {spec.model!r} has learned nothing yet; give data.train, or serve models:/name@alias")
     if trains and row.modality == "tabular" and not estimator:
@@ -71,5 +75,14 @@ def warnings(spec: Spec, rows: dict[str, int | None], gradient: bool, cores: int
         found.append(
             f"train.batch_size: {train.batch_size} rows are fewer than train.workers x "
             f"train.gradient_accumulation_steps: some passes hold padding only"
+        )
+    elif gradient and (padding := -train.batch_size % (parts := train.workers * train.gradient_accumulation_steps)):
+        by = f"{train.workers} workers" + (
+            f" x {train.gradient_accumulation_steps} passes" if train.gradient_accumulation_steps > 1 else ""
+        )
+        low = train.batch_size // parts * parts
+        found.append(
+            f"train.batch_size: {train.batch_size} does not divide by {by}: each step computes {padding} "
+            f"row{'s' if padding > 1 else ''} of padding, which count for nothing; {low} or {low + parts} divide"
         )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from cluster.settings import home, settings
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores this process may use, memory free to take and disk free under $SHOAL_HOME (bytes), GPUs, and the cores
-    that Ray hands out (`ray.num_cpus` of cluster.yaml)."""
+    """Cores this process may use, memory free to take and disk free under $SHOAL_HOME (bytes), GPUs, the cores that Ray
+    hands out (`ray.num_cpus` of cluster.yaml), all memory, free or not, and that of the smallest GPU (bytes; None: not
+    known)."""
 
     cores: int
     memory: int
     free_disk: int
     gpus: int
     slots: int
+    memory_all: int | None = None
+    memory_gpu: int | None = None
 
 
 def here() -> Machine:
@@ -27,11 +31,12 @@ def here() -> Machine:
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = psutil.virtual_memory().available
+    memory, whole = psutil.virtual_memory().available, psutil.virtual_memory().total
     limit, used = _number("/sys/fs/cgroup/memory.max"), _number("/sys/fs/cgroup/memory.current")
     if limit is not None and used is not None:
-        memory = min(memory, max(0, limit - used))
-    return Machine(cores, memory, shutil.disk_usage(home()).free, _gpus(), settings().ray.num_cpus or 4 * cores)
+        memory, whole = min(memory, max(0, limit - used)), min(whole, limit)
+    gpus, slots = _gpus(), settings().ray.num_cpus or 4 * cores
+    return Machine(cores, memory, shutil.disk_usage(home()).free, gpus, slots, whole, _gpu_memory() if gpus else None)
 
 
 def _number(file: str) -> int | None:
@@ -49,3 +54,13 @@ def _gpus() -> int:
     if visible is None:
         return len(devices)
     return min(len(devices), len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def _gpu_memory() -> int | None:
+    """Bytes of the smallest GPU, by the driver's own program; None where it does not answer."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min(int(line) for line in told.split()) << 20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

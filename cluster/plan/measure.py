@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 from cluster import weights
 from cluster.plan import sizes
 from cluster.plan.rows import Counted, count
-from cluster.spec import Spec
+from cluster.spec import Spec, Train
 from cluster.tasks import Task
 
 SPLITS = ("train", "validation", "test")
@@ -22,16 +25,19 @@ def model(spec: Spec, notes: list[str]) -> tuple[int | None, sizes.Shape | None,
         notes.append("the model is on the Hub: its size is known once it is downloaded")
     if ref.kind == "registry":
         notes.append("the model is in the registry: its size is known once it is looked up")
-    if ref.path is None:
-        return None, None, None
-    config = weights.read_config(ref.path)
+    return at(ref.path, spec, notes) if ref.path is not None else (None, None, None)
+
+
+def at(folder: Path, spec: Spec, notes: list[str]) -> tuple[int | None, sizes.Shape | None, int | None]:
+    """The same of the model in a folder."""
+    config = weights.read_config(folder)
     shape = sizes.shape_of(config)
-    if spec.data.train is not None and spec.train.from_scratch and not any(ref.path.glob("*.safetensors")):
+    if spec.data.train is not None and spec.train.from_scratch and not any(folder.glob("*.safetensors")):
         notes.append("the model has no weights: parameters are estimated from its configuration")
         return sizes.parameters(shape) if shape else None, shape, None
     if isinstance(config.get("shoal"), dict):  # scikit-learn's, saved through skops
-        return None, None, sum(path.stat().st_size for path in ref.path.iterdir() if path.is_file())
-    found = weights.inspect(ref.path)
+        return None, None, sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    found = weights.inspect(folder)
     return found.parameters, shape, found.bytes
 
 
@@ -59,20 +65,43 @@ def split(spec: Spec, counted: dict[str, Counted]) -> dict[str, int | None]:
     return rows
 
 
+def learning(spec: Spec, parameters: int, shape: sizes.Shape | None, notes: list[str]) -> int:
+    """Parameters that learn: all, or those of the adapters."""
+    lora = spec.train.lora
+    if lora is None:
+        return parameters
+    if shape is None:
+        notes.append("the adapters' size is not estimated: the model is no plain transformer")
+        return 0
+    notes.append("the adapters' size is estimated from the model's configuration")
+    return sizes.adapters(shape, rank=lora.rank, targets=lora.target_modules)
+
+
 def training(
-    spec: Spec, row: Task, parameters: int, shape: sizes.Shape | None, rows: int, gpus: int, notes: list[str]
+    spec: Spec, row: Task, parameters: int, shape: sizes.Shape | None, gpus: int, notes: list[str], parallel: str
 ) -> dict[str, int]:
-    """Bytes a worker needs while it trains, by part."""
+    """Bytes a worker needs while it trains under `parallel`, by part."""
     train = spec.train
     half = train.precision in ("bfloat16", "float16") or (train.precision == "auto" and gpus > 0)
+    learns = learning(spec, parameters, shape, notes)
+    count = parameters + learns if train.lora else parameters
+    kept = together = None
     tokens = shape.tokens if shape else None
     if row.modality == "text":
         tokens = min(train.max_length, tokens) if tokens else train.max_length
     if shape is None or tokens is None:
         notes.append("activations are not estimated: the model is no plain transformer")
-        return sizes.training(parameters, workers=train.workers, half=half, kept=None)
-    kept = sizes.activations(shape, rows=rows, tokens=tokens, half=half)
-    return sizes.training(parameters, workers=train.workers, half=half, kept=kept)
+    else:
+        kept = sizes.activations(shape, rows=rows_per_pass(train), tokens=tokens, half=half)
+        together = sizes.together(shape)
+    return sizes.training(
+        count, learning=learns, train=train, parallel=parallel, half=half, kept=kept, together=together
+    )
+
+
+def rows_per_pass(train: Train) -> int:
+    """Rows of a worker's forward pass."""
+    return math.ceil(train.batch_size / (train.workers * train.gradient_accumulation_steps))
 
 
 def replica(parameters: int | None, stored: int | None, trains: bool) -> int | None:

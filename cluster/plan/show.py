@@ -26,6 +26,10 @@ def lines_of(plan: Plan) -> list[str]:
             f"{plan.workers} worker{'s' if plan.workers > 1 else ''}, {plan.rows_per_pass} rows a forward pass each"
         )
         lines.append(f"steps    {plan.steps:,} in all, {plan.steps_per_epoch:,} an epoch; {passes}")
+    if plan.parallel is not None:
+        few = plan.learning is not None and plan.learning != plan.parameters
+        learns = f"; about {plan.learning:,} parameters learn" if few else ""
+        lines.append(f"shared   {plan.parallel} ({plan.parallel_why}){learns}")
     if plan.memory_worker and plan.memory_training is not None:
         parts = ", ".join(f"{name} {binary(size)}" for name, size in plan.memory_worker.items())
         lines.append(

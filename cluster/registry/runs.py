@@ -47,7 +47,12 @@ class Runs(Store):
     """The runs of a store. A run may be written to from several processes, each with its own Runs(uri)."""
 
     def start_run(
-        self, name: str, *, kind: Literal["train", "evaluate"], params: Mapping[str, Any], tags: Mapping[str, str]
+        self,
+        name: str,
+        *,
+        kind: Literal["train", "evaluate", "tune"],
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
     ) -> str:
         """Begin a run of a model and return its id. Nested params become dotted keys. Code version, environment and
         user are noted with it."""
@@ -60,7 +65,7 @@ class Runs(Store):
         with self.calls(f"starting a run of {name}") as client:
             from mlflow.entities import Param
 
-            run_name = f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+            run_name = tags.get("mlflow.runName") or f"{kind}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
             every_tag = about | {key: str(value) for key, value in tags.items()}
             run_id = client.create_run(self._experiment(client, name), tags=every_tag, run_name=run_name).info.run_id
             try:
@@ -133,6 +138,12 @@ class Runs(Store):
         with self.calls(f"reading run {run_id}") as client:
             found = client.get_run(run_id)
             return _run(found, client.get_experiment(found.info.experiment_id).name)
+
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """A metric's points, step to value, in the order of steps; none where the run has no such metric."""
+        with self.calls(f"reading run {run_id}") as client:
+            points = {point.step: point.value for point in client.get_metric_history(run_id, _metric_name(metric))}
+        return dict(sorted(points.items()))
 
     def find_run(self, name: str, tags: Mapping[str, str]) -> Run | None:
         """The newest finished run of a model that has all these tags; None where there is none."""

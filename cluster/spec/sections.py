@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
+from cluster.spec import space
 from cluster.spec.llm import Llm
 from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
@@ -80,6 +81,18 @@ class Train(Section):
     """How often lost workers are replaced, each time from the last checkpoint, before the run fails."""
     parameters: dict[str, Any] = {}
     """Constructor arguments of a scikit-learn estimator, e.g. {n_estimators: 300}."""
+    node_pool: Annotated[str, Field(pattern=NAME)] | None = None
+    """Node pool of cluster.yaml for the workers, on Kubernetes; each takes a GPU where the pool has some. Left out: the
+    smallest pool without GPUs that has room."""
+
+    @model_validator(mode="after")
+    def _deepspeed_is_meant(self) -> Train:
+        if self.parallel != "deepspeed" and self.deepspeed != DeepSpeed():
+            raise ValueError(
+                f"train.deepspeed: set, but train.parallel is {self.parallel}; write parallel: deepspeed, or leave it "
+                "out"
+            )
+        return self
 
 
 class Evaluate(Section):
@@ -118,6 +131,9 @@ class Serve(Section):
     """A request that takes longer is ended, in seconds."""
     llm: Llm = Llm()
     """The engine of text-generation."""
+    node_pool: Annotated[str, Field(pattern=NAME)] | None = None
+    """Node pool of cluster.yaml for the copies, on Kubernetes. Left out: the smallest that has a copy's cores and GPUs.
+    """
 
     @model_validator(mode="after")
     def _ordered(self) -> Serve:
@@ -148,6 +164,13 @@ class Spec(Section):
     @classmethod
     def _model_is_a_reference(cls, value: str) -> str:
         model_ref(value, base=Path("."))  # raises where the text can be no reference
+        return value
+
+    @field_validator("tune")
+    @classmethod
+    def _sweep_fits(cls, value: Tune, info: ValidationInfo) -> Tune:
+        if "train" in info.data:  # else its own faults are told of
+            space.check(value, info.data["train"])
         return value
 
     @property

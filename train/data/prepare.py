@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cluster.errors import InputError
 from cluster.progress import Progress, silent
 from cluster.spec import Spec
 from cluster.tasks import Task, trainable
-from train.data import columns, labels, pictures, store
+from train.data import columns, generation, labels, pictures, store
 from train.data.notes import notes
 from train.data.sources import Source, described, find
 from train.data.split import Rows, conflicts, drop_duplicates, duplicates, hold_out, keys
@@ -34,10 +35,11 @@ def prepare(spec: Spec, *, into: Path, progress: Progress = silent) -> Prepared:
     if "train" not in refs:
         raise InputError("data.train: missing; name the rows to learn from, e.g. data: {train: train.csv}")
     for split, ref in refs.items():
+        needed = [name for name, required in task.columns.items() if required or not any(task.columns.values())]
         if ref.kind == "folder" and "image" not in task.columns:
             raise InputError(
                 f"data.{split}: {ref.text}: a folder is pictures by class; {spec.task} needs a file with columns "
-                f"{', '.join(name for name, required in task.columns.items() if required)}"
+                f"{', '.join(needed)}"
             )
     if "validation" not in refs and spec.data.validation_split == 0:
         raise InputError(
@@ -83,7 +85,8 @@ def prepare(spec: Spec, *, into: Path, progress: Progress = silent) -> Prepared:
                 splits = drop_duplicates(splits)
             report["dropped"] = {split: before[split] - len(rows) for split, rows in splits.items()}
             where = sources["train"].where
-            known = labels.classes(splits["train"].labels, name=roles["label"], where=where)
+            labelled = "label" in task.columns
+            known = labels.classes(splits["train"].labels, name=roles["label"], where=where) if labelled else []
             if "validation" not in splits:
                 train, validation = hold_out(splits["train"], share=spec.data.validation_split, seed=spec.train.seed)
                 splits = {**splits, "train": train, "validation": validation}
@@ -93,8 +96,9 @@ def prepare(spec: Spec, *, into: Path, progress: Progress = silent) -> Prepared:
             places = {
                 split: labels.index(rows.labels, known, where=sources[split].where if split in sources else where)
                 for split, rows in splits.items()
+                if labelled
             }
-            report["classes"] = {split: _counts(rows, known) for split, rows in splits.items()}
+            report["classes"] = {split: _counts(rows, known) for split, rows in splits.items() if labelled}
             report["notes"] = notes(report)
 
             # On disk, whole or not at all.
@@ -124,6 +128,8 @@ def _rows(
     if source.ref.kind == "folder":
         # The reader of folders names its own columns; data.columns speaks of files.
         roles, choose = {"image": "image", "label": "label"}, list
+    if "label" not in task.columns:
+        return _unlabelled(spec, roles, source, choose, progress), {}
     table = source.rows(choose, progress)
     found = labels.texts(table[roles["label"]], name=roles["label"], where=where)
     if "features" in task.columns:
@@ -136,6 +142,23 @@ def _rows(
     if "image" in inputs.column_names:
         return Rows(inputs, found, pictures.check(inputs["image"], where=where, progress=progress)), {}
     return Rows(inputs, found, keys(inputs, None)), {}
+
+
+def _unlabelled(
+    spec: Spec, roles: dict[str, str], source: Source, choose: Callable[[list[str]], list[str]], progress: Progress
+) -> Rows:
+    """Rows to learn to write from, which have no class."""
+    form: tuple[str, ...] = ()
+
+    def chosen(names: list[str]) -> list[str]:
+        nonlocal form
+        choose(names)  # a column that data.columns names must be there
+        form = generation.form(names, roles, spec.data, where=source.where)
+        return [roles[role] for role in form]
+
+    table = source.rows(chosen, progress)
+    inputs = generation.inputs(table, roles, form, where=source.where)
+    return Rows(inputs, [], keys(inputs, None))
 
 
 def _counts(rows: Rows, known: list[str]) -> dict[str, int]:

@@ -16,20 +16,23 @@ from cluster.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: canonical input columns, a label a row as text, and what makes two rows the same."""
+    """One split: canonical input columns, a label a row as text (none where the task has no classes), and what makes
+    two rows the same."""
 
     inputs: pa.Table
     labels: list[str]
     keys: list[bytes]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.keys)
 
     def take(self, chosen: Sequence[int] | np.ndarray) -> Rows:
         """The rows at these places, in this order."""
         places = np.asarray(chosen, dtype=np.int64)
         return Rows(
-            self.inputs.take(pa.array(places)), [self.labels[i] for i in places], [self.keys[i] for i in places]
+            self.inputs.take(pa.array(places)),
+            [self.labels[i] for i in places] if self.labels else [],
+            [self.keys[i] for i in places],
         )
 
 
@@ -92,11 +95,14 @@ def drop_duplicates(splits: Mapping[str, Rows]) -> dict[str, Rows]:
 
 def hold_out(rows: Rows, *, share: float, seed: int) -> tuple[Rows, Rows]:
     """Training and validation rows: `share` of every class, rounded so that the whole is right, one row at least in
-    all, and one of every class left in training. Both keep the order of `rows`.
+    all, and one of every class left in training. Both keep the order of `rows`. Rows without labels are one class.
 
     Raises InputError where no class has a row to spare.
     """
-    counts = Counter(rows.labels)
+    classes = rows.labels or [""] * len(rows)
+    if not rows.labels and len(rows) < 2:
+        raise InputError("data.validation_split: one row, so none can be held out; add rows, or give data.validation")
+    counts = Counter(classes)
     spare = {label: count - 1 for label, count in counts.items()}
     if not any(spare.values()):
         raise InputError(
@@ -112,7 +118,7 @@ def hold_out(rows: Rows, *, share: float, seed: int) -> tuple[Rows, Rows]:
             if sum(quota.values()) < goal and quota[label] < spare[label]:
                 quota[label] += 1
     random = np.random.default_rng(seed)
-    labels = np.array(rows.labels, dtype=object)
+    labels = np.array(classes, dtype=object)
     held = [random.permutation(np.flatnonzero(labels == label))[: quota[label]] for label in sorted(counts)]
     places = np.sort(np.concatenate(held))
     return rows.take(np.setdiff1d(np.arange(len(rows)), places)), rows.take(places)

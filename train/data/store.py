@@ -31,7 +31,8 @@ class Prepared:
     """Rows ready for training: `folder` holds train.parquet, validation.parquet, maybe test.parquet, and data.json.
 
     Columns: text and text_pair (text), image (a picture file's bytes), or a table's features under their own names
-    (float64, or text for categorical ones, null where missing); and `label`, an int64 index into `labels`.
+    (float64, or text for categorical ones, null where missing); and `label`, an int64 index into `labels`. To learn to
+    write from: text, prompt and completion, or messages (a list of {role, content}); no label, and `labels` is empty.
     `report` is the rest of data.json: task, columns, sources, skipped, classes (rows by split and label), duplicates,
     conflicting_labels, dropped, notes (sentences a person should read), and of a table features ({name: "numeric" or
     "categorical"}).
@@ -82,7 +83,7 @@ def write(
 ) -> Prepared:
     """Write `into`/`digest` by way of a folder beside it. The caller holds the lock of this digest.
 
-    `tables` has a split's input columns (an image column of text holds paths), `places` its labels.
+    `tables` has a split's input columns (an image column of text holds paths), `places` its labels where there are any.
     """
     part, folder = into / f"{digest}.part", into / digest
     rows = {split: table.num_rows for split, table in tables.items()}
@@ -91,7 +92,8 @@ def write(
         part.mkdir(parents=True)
         done = 0
         for split, table in tables.items():
-            whole = table.append_column("label", pa.array(places[split], pa.int64()))
+            labelled = split in places
+            whole = table.append_column("label", pa.array(places[split], pa.int64())) if labelled else table
             as_paths = "image" in table.column_names and pa.types.is_large_string(table["image"].type)
             step = _PICTURES if "image" in table.column_names else _ROWS
             schema = _read_pictures(whole.slice(0, 0)).schema if as_paths else whole.schema

@@ -23,18 +23,18 @@ def auto(name: str) -> Any:
     return getattr(import_module("transformers"), name)
 
 
-def config(folder: Path, labels: list[str], *, model: Any, task: str) -> Any:
-    """The folder's configuration for `labels`. Raises InputError where its model has no head for the task."""
-    names = dict(enumerate(labels))
+def config(folder: Path, labels: list[str] | None, *, model: Any, task: str) -> Any:
+    """The folder's configuration, for `labels` where the task has classes. Raises InputError where its model has no
+    head for the task."""
+    names = dict(enumerate(labels or []))
+    classes = {"id2label": names, "label2id": {label: index for index, label in names.items()}}
     try:
-        found = auto("AutoConfig").from_pretrained(
-            folder, id2label=names, label2id={label: index for index, label in names.items()}, **_LOCAL
-        )
+        found = auto("AutoConfig").from_pretrained(folder, **(classes if labels is not None else {}), **_LOCAL)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model: {folder}: {_first_line(error)}") from None
     if type(found) not in model._model_mapping:
         raise InputError(f"model: {folder}: a {found.model_type} model cannot do {task}; take one that can")
-    if hasattr(found, "problem_type"):
+    if labels is not None and hasattr(found, "problem_type"):
         found.problem_type = "single_label_classification"
     return found
 

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from cluster.errors import InputError
+from train.objective import Classes
 from train.tasks import pretrained
 
 
 class ImageClassification:
     """One picture to one of a set of labels."""
+
+    objective = Classes
 
     def setup(
         self, folder: Path, *, labels: list[str], from_scratch: bool, seed: int, max_length: int
