@@ -48,6 +48,7 @@ def ask(
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         if model is not None:
             requests.routed(scope, model)
+            requests.routed(scope, model)
         if fault is not None:
             raise fault
         await respond(send, status, b"{}")
@@ -55,7 +56,13 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(requests.measured(answer)({"type": "http"}, None, send))
+    async def main() -> None:
+        try:
+            await requests.measured(answer)({"type": "http"}, None, send)
+        finally:
+            requests.flush()
+
+    asyncio.run(main())
     return sent
 
 
@@ -69,7 +76,35 @@ def test_a_request_counts_by_model_and_code(book: Book):
     assert book(names.REQUESTS, "reviews", "429") == [1]
     assert len(book(names.LATENCY, "reviews")) == 3
     assert all(0 < seconds < 1 for seconds in book(names.LATENCY, "reviews"))
-    assert book(names.IN_FLIGHT, "reviews") == [1, 0, 1, 0, 1, 0]
+    assert book(names.IN_FLIGHT, "reviews") == [0, 0, 0]
+
+
+def test_what_is_under_way_is_told_within_a_second_and_all_at_once(book: Book, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(record, "EVERY_S", 0.05)
+    requests = record.Requests()
+
+    async def send(message: Any) -> None: ...
+
+    async def main() -> None:
+        done = asyncio.Event()
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            requests.routed(scope, "reviews")
+            await done.wait()
+            await respond(send, 200, b"{}")
+
+        asked = [asyncio.create_task(requests.measured(answer)({}, None, send)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        assert book(names.IN_FLIGHT, "reviews") == [3]
+        assert book(names.REQUESTS, "reviews", "200") == []
+        done.set()
+        await asyncio.gather(*asked)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(main())
+    assert book(names.IN_FLIGHT, "reviews") == [3, 0]
+    assert book(names.REQUESTS, "reviews", "200") == [3]
+    assert len(book(names.LATENCY, "reviews")) == 3
 
 
 def test_what_names_no_model_that_is_served_makes_no_label(book: Book):
@@ -99,19 +134,22 @@ def test_models_are_told_of_before_their_first_request(book: Book):
     assert [book(names.IN_FLIGHT, name) for name in "abc"] == [[0], [0], [0]]
 
 
-def test_the_gateway_and_its_models_are_recorded(book: Book):
+def test_the_gateway_and_its_models_are_recorded(book: Book, monkeypatch: pytest.MonkeyPatch):
     from test_serve_gateway import echo, gateway
+
+    monkeypatch.setattr(record, "EVERY_S", 0.01)
 
     async def main() -> None:
         async with gateway(echo) as client:
             await client.post("/models/reviews", content=b"x")
             await client.post("/models/unknown", content=b"x")
             await client.get("/models")
+            await asyncio.sleep(0.1)
 
     asyncio.run(main())
     # The client there asks the gateway itself; Serve asks what is built for it.
     assert book(names.IN_FLIGHT, "reviews") == [0, 1]
-    assert book(names.IN_FLIGHT, "flowers") == [0]
+    assert book(names.IN_FLIGHT, "flowers") == [0, 0]
     assert book(names.IN_FLIGHT, "unknown") == []
 
 
@@ -128,6 +166,7 @@ def test_what_serve_hosts_is_measured(book: Book):
         way.reconfigure({"models": {}, "upstream": "", "public_url": "", "max_body_mb": 1})
         app = await way.__serve_build_asgi_app__()
         await app({"type": "http", "method": "GET", "path": "/health", "headers": []}, None, send)
+        way.requests.flush()
 
     asyncio.run(main())
     assert sent[0]["status"] == 200

@@ -23,8 +23,6 @@ from cluster.monitoring.panels import MODEL, WINDOW, Page, Panel, Query, Row, qu
 _MINE = f'{{model="{MODEL}"}}'
 _FAILED = f'{{model="{MODEL}", code=~"5..|429"}}'
 _APPLICATION = f'{{application="{MODEL}"}}'
-# Of a language model, what works: not what routes to it.
-_REPLICAS = f'{{application="{MODEL}", deployment!~".*(Router|Ingress).*"}}'
 _ENGINE = f'{{model_name="{MODEL}"}}'
 _ALL = rate(REQUESTS, "model", _MINE)
 
@@ -74,7 +72,7 @@ REQUEST = Row(
                 Query(f"sum({IN_FLIGHT.series}{_MINE})", "in flight"),
                 Query(
                     f"clamp_min(sum({IN_FLIGHT.series}{_MINE}) "
-                    f"- sum(ray_serve_replica_processing_queries{_REPLICAS}), 0)",
+                    f"- sum(ray_serve_replica_processing_queries{_APPLICATION}), 0)",
                     "waiting",
                 ),
             ),
@@ -91,15 +89,15 @@ REPLICAS = Row(
             "Those that are healthy, and how many the autoscaler (or the file) wants.",
             "short",
             (
-                Query(f"sum(ray_serve_deployment_replica_healthy{_REPLICAS}) or vector(0)", "healthy"),
-                Query(f"max(ray_serve_autoscaling_target_replicas{_REPLICAS})", "wanted"),
+                Query(f"sum(ray_serve_deployment_replica_healthy{_APPLICATION}) or vector(0)", "healthy"),
+                Query(f"max(ray_serve_autoscaling_target_replicas{_APPLICATION})", "wanted"),
             ),
         ),
         Panel(
             "Busy",
             "Share of the requests a replica takes at once (serve.max_ongoing_requests) that it works on.",
             "percent",
-            (Query(f"ray_serve_replica_utilization_percent{_REPLICAS}", "{{replica}}"),),
+            (Query(f"ray_serve_replica_utilization_percent{_APPLICATION}", "{{replica}}"),),
         ),
         Panel(
             "Memory",
@@ -116,7 +114,7 @@ REPLICAS = Row(
             "Latency in the replica",
             "Without the gateway and the way there.",
             "ms",
-            quantiles("ray_serve_deployment_processing_latency_ms_bucket", _REPLICAS),
+            quantiles("ray_serve_deployment_processing_latency_ms_bucket", _APPLICATION),
         ),
         Panel(
             "Batch size",

@@ -1,22 +1,26 @@
 """Recording of our metrics, by ray.util.metrics: from the process that knows to Ray's agent on its node.
 
-A value costs 1.5 µs; Ray sends them along every few seconds. Without a Ray they go nowhere, and nothing fails.
+A value costs 1.5 µs of CPU; Ray sends them along every few seconds. Without a Ray they go nowhere, and nothing fails.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any
 
 from cluster.monitoring import names
 from cluster.monitoring.names import Metric
 
 Scope = MutableMapping[str, Any]
-Answer = Callable[[Scope, Any, Any], Awaitable[None]]
+Answer = Callable[[Scope, Any, Any], Coroutine[Any, Any, None]]
 _MODEL = "shoal.model"  # in the scope of a request that was passed on to a model
-LEFT = "499"  # nginx's code for a client that closed the connection
+LEFT = 499  # nginx's code for a client that closed the connection
+BROKEN = 500  # an answer that failed, be it after its status had gone out
+EVERY_S = 1.0
 
 # What a training run tells, in train.events, and the metric that shows it.
 _TOLD = {
@@ -28,27 +32,34 @@ _TOLD = {
 
 
 class Requests:
-    """The gateway's requests: how many, how they ended, how long they took, how many are under way."""
+    """The gateway's requests: how many, how they ended, how long they took, how many are under way.
+
+    A request only adds to what lies here; once a second it is handed to Ray, all together. All methods belong to one
+    event loop.
+    """
 
     def __init__(self) -> None:
         self._count = instrument(names.REQUESTS)
         self._seconds = instrument(names.LATENCY)
         self._in_flight = instrument(names.IN_FLIGHT)
         self._under_way: dict[str, int] = {}
-        self._by_code: dict[tuple[str, str], dict[str, str]] = {}  # the labels, so that none are built by request
-        self._by_model: dict[str, dict[str, str]] = {names.OTHER: {"model": names.OTHER}}
+        self._ended: dict[str, list[tuple[int, float]]] = {}  # since the last flush: status and seconds, by model
+        self._timer: asyncio.TimerHandle | None = None
 
     def serves(self, models: Iterable[str]) -> None:
         """Tell of these models before the first request."""
         for name in models:
-            if name not in self._by_model:
-                self._by_model[name] = {"model": name}
-                self._in_flight.set(0, self._by_model[name])
+            if name not in self._under_way:
+                self._under_way[name] = 0
+                self._in_flight.set(0, {"model": name})
 
     def routed(self, scope: Scope, name: str) -> None:
-        """This request goes to that model, which is one that is served: the label must not be a client's choice."""
-        scope[_MODEL] = name
-        self._change(name, 1)
+        """This request goes to that model, which is one that is served: the label must not be a client's choice. Said
+        twice it counts once."""
+        if _MODEL not in scope:
+            scope[_MODEL] = name
+            self._under_way[name] = self._under_way.get(name, 0) + 1
+            self._soon()
 
     def measured(self, answer: Answer) -> Answer:
         """The ASGI coroutine, with its requests recorded."""
@@ -59,29 +70,39 @@ class Requests:
             def noting(message: Any) -> Awaitable[None]:
                 nonlocal code
                 if message["type"] == "http.response.start":
-                    code = str(message["status"])
+                    code = message["status"]
                 return send(message)
 
             try:
                 await answer(scope, receive, noting)
             except Exception:
-                code = "500"
+                code = BROKEN
                 raise
             finally:
                 name = scope.get(_MODEL, names.OTHER)
                 if name is not names.OTHER:
-                    self._change(name, -1)
-                labels = self._by_code.get((name, code))
-                if labels is None:
-                    labels = self._by_code[name, code] = {"model": name, "code": code}
-                self._count.inc(1, labels)
-                self._seconds.observe(time.perf_counter() - began, self._by_model[name])
+                    self._under_way[name] -= 1
+                self._ended.setdefault(name, []).append((code, time.perf_counter() - began))
+                self._soon()
 
         return measure
 
-    def _change(self, name: str, by: int) -> None:
-        count = self._under_way[name] = self._under_way.get(name, 0) + by
-        self._in_flight.set(count, self._by_model.setdefault(name, {"model": name}))
+    def flush(self) -> None:
+        """Hand over what there is."""
+        self._timer = None
+        ended, self._ended = self._ended, {}
+        for name, requests in ended.items():
+            for code, count in Counter(code for code, _ in requests).items():
+                self._count.inc(count, {"model": name, "code": str(code)})
+            labels = {"model": name}
+            for _, seconds in requests:
+                self._seconds.observe(seconds, labels)
+        for name, count in self._under_way.items():
+            self._in_flight.set(count, {"model": name})
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(EVERY_S, self.flush)
 
 
 class Passes:
