@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+import train_tiny as tiny
 
 from cluster.errors import InputError
 from cluster.spec import Spec, parse
@@ -33,7 +35,10 @@ def sweep(line: str) -> Spec:
         ("train.epochs.x: {int: [1, 2]}", r"train\.epochs has no keys of its own"),
         ("train.learning_rate: {loguniform: [1e-3, 1e-6]}", r"the least comes first; write \[1e-06, 0\.001\]"),
         ("train.learning_rate: {loguniform: [0, 1]}", r"begins above 0; write a small number, or uniform"),
-        ("train.learning_rate: {loguniform: [1e-3, 100]}", r"loguniform: 100: input should be less than or equal to 10"),
+        (
+            "train.learning_rate: {loguniform: [1e-3, 100]}",
+            r"loguniform: 100: input should be less than or equal to 10",
+        ),
         ("train.learning_rate: {uniform: [0.1]}", r"write the least and the greatest number"),
         ("train.learning_rate: {uniform: [true, false]}", r"write the least and the greatest number"),
         ("train.learning_rate: {uniform: [0.1, .inf]}", r"finite numbers only"),
@@ -73,7 +78,8 @@ def test_a_space_becomes_distributions_with_both_ends() -> None:
 
     space = sweep(
         "{train.learning_rate: {loguniform: [1e-6, 1e-3]}, train.weight_decay: {uniform: [0, 1]}, "
-        "train.batch_size: {int: [8, 32]}, train.lora.rank: {logint: [2, 64]}, train.schedule: {choice: [linear, cosine]}}"
+        "train.batch_size: {int: [8, 32]}, train.lora.rank: {logint: [2, 64]}, "
+        "train.schedule: {choice: [linear, cosine]}}"
     ).tune.space
     assert distributions(space) == {
         "train.learning_rate": FloatDistribution(1e-6, 1e-3, log=True),
@@ -111,17 +117,15 @@ def test_the_files_own_values_are_in_the_space_or_not() -> None:
     assert own(sweep("train.from_scratch: {choice: [true, false]}")) == {"train.from_scratch": False}
 
 
-def test_the_tune_section_decides_no_training_run(tmp_path: object) -> None:
-    import train_tiny as tiny
-
+def test_the_tune_section_decides_no_training_run(tmp_path: Path) -> None:
     from train.run import key
 
-    assert isinstance(tmp_path, type(tiny.Path()))
     model, data = tiny.bert(tmp_path / "model"), tiny.text_data(tmp_path / "data")
     plain = tiny.spec(model)
     space = {"train.learning_rate": {"loguniform": [1e-6, 1e-3]}}
     swept = Spec.model_validate(plain.model_dump() | {"tune": {"space": space, "trials": 3}})
     assert key(plain, data) == key(swept, data)
+    assert key(plain, data) == key(tried(swept, {"train.epochs": 3}), data), "a value written and the default"
     from tune.run import key as sweep_key
 
     more = Spec.model_validate(plain.model_dump() | {"tune": {"space": space, "trials": 4}})
