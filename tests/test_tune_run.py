@@ -102,7 +102,7 @@ def broken_off(world: Any, name: str, send: int, *, finished: int) -> str:
         word, *numbers = line.split()
         if word == "at":
             done, ended = float(numbers[0]), int(numbers[1])
-            if ended >= finished and done - ended > 0.35:
+            if ended >= finished and done - ended > 0.5:
                 break
     else:
         pytest.fail(driver.stderr.read() if driver.stderr else "the driver ended by itself")
@@ -132,8 +132,11 @@ def test_ctrl_c_and_kill_9_of_the_driver_and_then_the_rest(world: Any) -> None:
     assert {run.status for run in after.values()} == {"FINISHED"}
     for trial, run in finished.items():
         assert (after[trial].id, after[trial].ended) == (run.id, run.ended), "a finished trial is not run again"
-    for trial in set(before) - set(finished):
-        assert after[trial].id == before[trial].id
+    middle = {trial: run for trial, run in before.items() if trial not in finished}
+    assert all(after[trial].id == run.id for trial, run in middle.items())
+    beyond = [trial for trial, run in middle.items() if int(run.tags.get("shoal.step", 0)) >= 120]
+    assert beyond, "one of them well beyond its first checkpoint, at step 50"
+    for trial in beyond:
         assert int(after[trial].tags["shoal.resumed_at"]) >= 50, "from its own last checkpoint"
     assert all(run.tags["shoal.step"] == "600" for run in after.values())
     assert {run.tags["mlflow.parentRunId"] for run in after.values()} == {runs["tune"].id} == {went.done.run_id}

@@ -64,8 +64,8 @@ def _spec(model: Path, name: str, rate: float, **tune: Any) -> Any:
 
     train = {"epochs": 2, "batch_size": 8, "learning_rate": rate}
     return Spec.model_validate(
-        {"name": name, "task": "text-classification", "model": str(model), "train": train, **({"tune": tune} if tune else {})}
-    )  # fmt: skip
+        {"name": name, "task": "text-classification", "model": str(model), "train": train, "tune": tune or None}
+    )
 
 
 def _loop(model: Path, data: Any, registry: Any, rates: list[float]) -> float:
