@@ -127,7 +127,8 @@ def scheduler(spec: Spec, metric: str) -> TrialScheduler:
         metric=metric,
         mode="max" if spec.tune.metric == "accuracy" else "min",
         max_t=marks,
-        grace_period=1,
+        # Nobody is judged by the warm-up.
+        grace_period=math.ceil(marks / 6),
         reduction_factor=REDUCTION,
         # The end of a trial is told by the trial: its best checkpoint has yet to become the model.
         stop_last_trials=False,

@@ -184,6 +184,7 @@ def _lineage(version: Version, run: Run | None, endpoint: str | None) -> dict[st
             "seconds": round((run.ended - run.started).total_seconds(), 1) if run and run.ended else None,
             "user": tags.get("mlflow.user", ""),
         },
+        "sweep": {key: tags.get(f"shoal.{key}", "") for key in ("sweep", "trial", "tuned")},
         "code": {"version": tags.get("shoal.code", ""), "dirty": tags.get("shoal.code_dirty") == "true"},
         "environment": {name: tags[f"shoal.{name}"] for name in named if f"shoal.{name}" in tags},
         "parameters": run.params if run else {},
@@ -194,7 +195,7 @@ def _lineage(version: Version, run: Run | None, endpoint: str | None) -> dict[st
 
 
 def _told(value: dict[str, Any]) -> str:
-    run, code, gate = value["run"], value["code"], value["gate"]
+    run, code, gate, sweep = value["run"], value["code"], value["gate"], value["sweep"]
     files = [
         [item["split"], item["name"], f"{item['rows']} rows", f"sha256 {item['sha256'][:12]}"]
         for item in value["data"]["files"]
@@ -207,6 +208,7 @@ def _told(value: dict[str, Any]) -> str:
         *[["", "  ".join(str(cell) for cell in file)] for file in files],
         ["base model", value["base_model"]],
         ["run", f"{run['id']}  {run['status']}, {run['started'] or ''}{took}, by {run['user'] or 'unknown'}"],
+        *([["sweep", f"{sweep['sweep']}, trial {sweep['trial']}: {sweep['tuned']}"]] if sweep["sweep"] else []),
         ["code", f"{code['version']}{' with changes not committed' if code['dirty'] else ''}"],
         ["environment", ", ".join(f"{key} {text}" for key, text in value["environment"].items())],
         *[

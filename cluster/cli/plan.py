@@ -24,8 +24,11 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
       shoal plan reviews.yaml train.workers=2 --json
     """
     from cluster import plan
+    from cluster.plan import sweep
     from cluster.spec import load
 
-    found = plan.here(load(file, overrides))
+    spec = load(file, overrides)
+    found = plan.here(spec)
+    told = [*found.lines(), *sweep.lines(spec, steps=found.steps)]
     with Output(as_json=as_json) as out:
-        out.result(found.to_dict(), "\n".join(found.lines()))
+        out.result(found.to_dict(), "\n".join(told))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -118,8 +117,6 @@ def _bounds(kind: str, values: list[Value], where: str) -> tuple[float, float]:
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         raise ValueError(f"{said}: write the least and the greatest number, e.g. {{{kind}: [1, 8]}}")
     low, high = (float(value) for value in values if isinstance(value, int | float))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{said}: finite numbers only")
     if low >= high:
         raise ValueError(
             f"{said}: the least comes first; write [{high:g}, {low:g}]" if low > high else f"{said}: empty"

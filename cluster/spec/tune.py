@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -47,8 +48,11 @@ class Tune(Section):
             if not isinstance(tried, dict):
                 raise ValueError(f"{where}: {tried!r}: write how to try it, e.g. {{choice: [8, 16]}}")
             for kind, values in tried.items():
-                if isinstance(values, list) and any(isinstance(one, list | dict) for one in values):
+                every = values if isinstance(values, list) else []
+                if any(isinstance(one, list | dict) for one in every):
                     raise ValueError(f"{where}: {kind}: {values}: numbers, words, true, false and null only")
+                if any(isinstance(one, float) and not math.isfinite(one) for one in every):
+                    raise ValueError(f"{where}: {kind}: {values}: finite numbers only")
         return flat
 
 
