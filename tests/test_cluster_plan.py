@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from cluster.cli.plan import command
 from cluster.errors import InputError
-from cluster.plan import Plan, machine, plan, sizes
+from cluster.plan import Plan, here, machine, plan, sizes
 from cluster.plan.rows import count
 from cluster.plan.show import binary
 from cluster.spec import DataRef, Spec, data_ref, load
@@ -96,6 +96,91 @@ def test_16_bit_halves_the_activations(folder: Path) -> None:
     assert half.memory_worker["16-bit copies"] == 3000
     assert of(folder).memory_worker == full.memory_worker
     assert of(folder, gpus=1).memory_worker == half.memory_worker
+
+
+def test_auto_shares_a_model_where_a_whole_one_does_not_fit(folder: Path) -> None:
+    """A worker takes about 600 MiB, nearly all of it the process itself."""
+    roomy, tight = of(folder, "train.workers=2"), of(folder, "train.workers=2", memory=1 << 30)
+    assert (roomy.parallel, tight.parallel) == ("ddp", "fsdp")
+    assert "auto: a whole model takes 60" in (tight.parallel_why or "")
+    assert "1/2 of the machine has 512.0 MiB, so each worker keeps a part" in (tight.parallel_why or "")
+    assert "shared   fsdp (auto: a whole model takes" in "\n".join(tight.lines())
+    alone = of(folder, memory=1 << 20)
+    assert (alone.parallel, alone.parallel_why) == ("ddp", "auto: one worker has the whole model")
+    asked = of(folder, "train.workers=2", "train.parallel=deepspeed")
+    assert (asked.parallel, asked.parallel_why) == ("deepspeed", "the file says so")
+    spec = load(folder / "a.yaml", ["train.workers=2"])
+    on_gpus = [
+        plan(spec, cores=2, memory=8 * GIB, free_disk=GIB, gpus=2, memory_gpu=size) for size in (GIB, GIB // 2, None)
+    ]
+    assert [found.parallel for found in on_gpus] == ["ddp", "fsdp", "ddp"]
+    assert "the GPUs' memory is not known" in (on_gpus[2].parallel_why or "")
+
+
+def test_training_takes_what_the_plan_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cluster.plan import parallel_of
+
+    monkeypatch.setenv("SHOAL_HOME", str(folder / "state"))
+    for size, expected in ((8 * GIB, "ddp"), (GIB, "fsdp")):
+        # What is free at the moment decides nothing: a run that goes on finds the strategy it began with.
+        found = machine.Machine(cores=2, memory=1 << 20, free_disk=GIB, gpus=0, slots=8, memory_all=size)
+        monkeypatch.setattr(machine, "here", lambda found=found: found)
+        spec = load(folder / "a.yaml", ["train.workers=2"])
+        assert parallel_of(spec, folder / "m").parallel == expected
+        assert here(spec).parallel == expected
+        assert parallel_of(spec, folder / "m").why == here(spec).parallel_why
+
+
+@pytest.mark.parametrize(
+    ("section", "weights", "gradients", "optimizer"),
+    [
+        ("train.parallel=ddp", 6000, 6000, 12000),
+        ("train.parallel=fsdp", 3000, 3000, 6000),
+        ("train.deepspeed.zero_stage=1", 6000, 6000, 6000),
+        ("train.deepspeed.zero_stage=2", 6000, 3000, 6000),
+        ("train.deepspeed.zero_stage=3", 3000, 3000, 6000),
+    ],
+)
+def test_memory_by_strategy(folder: Path, section: str, weights: int, gradients: int, optimizer: int) -> None:
+    """1,500 parameters of 4 bytes on 2 workers."""
+    how = [] if "parallel" in section else ["train.parallel=deepspeed"]
+    parts = of(folder, "train.workers=2", section, *how).memory_worker
+    assert parts is not None
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (weights, gradients, optimizer)
+    assert parts.get("float32 weights") == (3000 if how else None)
+
+
+def test_offloaded_and_adapted(folder: Path) -> None:
+    found = of(
+        folder, "train.workers=2", "train.parallel=deepspeed", "train.deepspeed.offload=cpu", "train.lora={rank: 4}"
+    )
+    # 4 * (in + out) of four squares of 64 and three of 64 x 128, in 2 layers.
+    assert found.learning == 4 * 2 * (4 * 128 + 3 * 192)
+    assert found.memory_worker is not None
+    assert found.memory_worker["weights"] == 4 * (1500 + found.learning)
+    assert found.memory_worker["optimizer on the host"] == 4 * found.learning
+    assert f"about {found.learning:,} parameters learn" in "\n".join(found.lines())
+    few = of(folder, "train.lora={rank: 4, target_modules: [query, value]}")
+    assert few.learning == 4 * 2 * 2 * 128
+
+
+def test_a_batch_that_does_not_divide_is_padded_and_said(folder: Path) -> None:
+    found = of(folder, "train.workers=3", "train.batch_size=8", cores=4)
+    assert found.warnings == (
+        "train.batch_size: 8 does not divide by 3 workers: each step computes 1 row of padding, which count for "
+        "nothing; 6 or 9 divide",
+    )
+    (said,) = of(folder, "train.workers=2", "train.gradient_accumulation_steps=4", "train.batch_size=10").warnings
+    assert "10 does not divide by 2 workers x 4 passes: each step computes 6 rows of padding" in said
+    assert said.endswith("8 or 16 divide")
+    assert of(folder, "train.workers=2", "train.batch_size=8").warnings == ()
+
+
+def test_deepspeed_that_is_not_asked_for(folder: Path) -> None:
+    message = refused(folder, "train.deepspeed.zero_stage=3", "train.parallel=fsdp")
+    assert "train.deepspeed: set, but train.parallel is fsdp; write parallel: deepspeed" in message
+    message = refused(folder, "train.deepspeed.zero_stage=4", "train.parallel=deepspeed")
+    assert message.endswith("train.deepspeed.zero_stage: 4: input should be 1, 2 or 3")
 
 
 def test_what_does_not_fit_is_said(folder: Path) -> None:
@@ -195,6 +280,10 @@ def test_an_estimator(folder: Path) -> None:
         (["serve.min_replicas=9", "serve.max_replicas=9"], "serve.num_cpus: 1 for each of 9 replicas, and Ray hands"),
         (["model=sklearn.svm.SVC"], "model: 'sklearn.svm.SVC' is a scikit-learn estimator, for tabular tasks"),
         (["task=tabular-classification"], "model: './m': tabular-classification learns with an estimator such as"),
+        (
+            ["task=tabular-classification", "model=sklearn.svm.SVC", "train.parallel=fsdp"],
+            "train.parallel: fsdp: an estimator is fitted whole by one worker; leave it out",
+        ),
         (["task=tabular-classification", "model=sklearn.svm.SVC", "data="], "has learned nothing yet; give data.train"),
         (["model=./none"], "no such folder; name a model folder"),
         (["data.train=none.csv"], "data.train: 'none.csv': no such file or folder"),

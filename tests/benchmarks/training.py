@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 STEPS, BATCH, LENGTH = 12, 16, 128
+SECTION: dict[str, Any] = {"epochs": 1, "batch_size": BATCH, "max_length": LENGTH, "learning_rate": 1e-5}
 
 
 def main() -> None:
@@ -28,8 +29,8 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["SHOAL_HOME"] = temporary + "/home"
-        model = given.model or _model(Path(temporary) / "model")
-        data = _data(model, Path(temporary) / "data")
+        model = given.model or make_model(Path(temporary) / "model")
+        data = make_data(model, Path(temporary) / "data")
         import ray
 
         ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
@@ -38,7 +39,7 @@ def main() -> None:
         for turn in range(given.rounds):
             seen["plain"].append(_plain(model, data))
             for workers in (1, 2):
-                rate, start = _ours(model, data, workers, turn)
+                rate, start = ours(model, data, workers, turn)
                 seen[f"workers_{workers}"].append(rate)
                 starts[f"workers_{workers}"].append(start)
         ray.shutdown()
@@ -58,7 +59,7 @@ def main() -> None:
     )
 
 
-def _model(folder: Path) -> Path:
+def make_model(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -75,7 +76,7 @@ def _model(folder: Path) -> Path:
     return folder
 
 
-def _data(model: Path, folder: Path) -> Any:
+def make_data(model: Path, folder: Path) -> Any:
     import numpy as np
     import pyarrow as pa
     from pyarrow import parquet
@@ -122,7 +123,7 @@ def _plain(model: Path, data: Any) -> float:
     return BATCH / statistics.median(times[2:])
 
 
-def _ours(model: Path, data: Any, workers: int, turn: int) -> tuple[float, float]:
+def ours(model: Path, data: Any, workers: int, turn: int, progress: Any = None, **section: Any) -> tuple[float, float]:
     """Rows a second by the run's own curve, and the seconds from the call to the end of the first step."""
     from cluster.registry import Registry
     from cluster.registry.store import open_client
@@ -131,21 +132,27 @@ def _ours(model: Path, data: Any, workers: int, turn: int) -> tuple[float, float
 
     registry = Registry()
     registry.runs("bench")  # the store is made before the clock runs
-    section = {"epochs": 1, "batch_size": BATCH, "max_length": LENGTH, "learning_rate": 1e-5, "seed": turn}
     spec = Spec.model_validate(
         {
             "name": "bench",
             "task": "text-classification",
             "model": str(model),
-            "train": {**section, "workers": workers},
+            "train": {**SECTION, "seed": turn, "workers": workers, **section},
         }
     )
     started, first = time.time(), []
+
+    def watch(stage: str, done: float, total: float, note: str = "") -> None:
+        if done > 0 and not first:
+            first.append(time.time())
+        if progress is not None:
+            progress(stage, done, total, note)
+
     trained = train(
         spec,
         data,
         registry=registry,
-        progress=lambda stage, done, total, note="": first.append(time.time()) if done > 0 and not first else None,
+        progress=watch,
     )
     history = open_client(registry.uri).get_metric_history(trained.run_id, "train/rows_per_second")
     curve = {point.step: point.value for point in history}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -92,7 +92,9 @@ def process_group(device: str) -> None:
     """See to a process group where there is none: a single worker, whom nobody gave one."""
     if not torch.distributed.is_initialized():
         backend = "nccl" if device.startswith("cuda") else "gloo"
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        # A store in this process alone: no port is opened.
+        store = cast(Any, torch.distributed).HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def everyone(value: Any, workers: int) -> list[Any]:

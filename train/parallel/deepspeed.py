@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -161,12 +162,11 @@ def _library(worker: Worker) -> Any:
     for name, value in (("LOCAL_RANK", place[1:] or ["0"]), ("RANK", [worker.rank]), ("WORLD_SIZE", [worker.workers])):
         os.environ.setdefault(name, str(value[0]))
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed
-
+    deepspeed: Any = import_module("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # On CPUs it would compile an all-reduce that only inference uses, for 26 seconds; and a worker that is killed
     # meanwhile leaves a lock for which the next one waits for ever.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed.ops.__compatible_ops__ = {}
     process_group(worker.device)
     deepspeed.init_distributed("nccl" if place[0] == "cuda" else "gloo", auto_mpi_discovery=False)
     return deepspeed
