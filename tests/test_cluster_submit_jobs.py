@@ -20,7 +20,9 @@ import train_tiny
 from submit_ray import BIN, OtherRay
 from test_cluster_up import FLOWERS, write_iris
 
-from cluster.submit import Jobs, Target, check
+from cluster.submit.client import Jobs
+from cluster.submit.target import Target
+from cluster.submit.versions import check
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +204,7 @@ def test_served_there_until_down(desk: Desk, trained: list[dict[str, Any]]):
     assert httpx.post(up["url"], json={"table": row}, trust_env=False).json() == ["setosa"]
     [endpoint] = desk.json("status", "--on", "other")["endpoints"]
     assert (endpoint["name"], endpoint["state"], endpoint["url"]) == ("flowers", "RUNNING", up["url"])
+    assert desk.shoal("predict", "flowers", json.dumps({"table": row}), "--on", "other")[0].split('"')[1] == "setosa"
     assert "is not stopped; name a model" in desk.shoal("down", "--on", "other", code=2)[1]
     desk.shoal("down", "flowers", "--on", "other")
     assert desk.json("status", "--on", "other")["endpoints"] == []

@@ -7,32 +7,36 @@ import sys
 
 import click
 
-from cluster.cli.options import as_json
+from cluster.cli.options import as_json, on
 from cluster.cli.output import Output
 
 
 @click.command()
 @click.argument("model", metavar="NAME|FILE")
 @click.argument("value", metavar="INPUT")
+@on
 @as_json
-def command(model: str, value: str, as_json: bool) -> None:
+def command(model: str, value: str, on: str | None, as_json: bool) -> None:
     """Ask a served model. INPUT is a text, the path of a picture, the path of a CSV table, a JSON request, or - for
     standard input.
 
     \b
       shoal predict reviews "Best pizza in town"
       shoal predict digits samples/data/digits/test/7/0001.png
+      shoal predict reviews "Best pizza in town" --on prod
     """
     from pathlib import Path
 
     from cluster import connect
-    from cluster.cli import ask
+    from cluster.cli import ask, jobs
     from cluster.errors import NotFound
     from cluster.spec import load
+    from cluster.submit.target import find
     from serve.run import endpoints
 
     name = load(model).name if Path(model).suffix in (".yaml", ".yml") else model
-    cluster = connect.running()
+    target = find(on)
+    cluster = jobs.reached(target) if target else connect.running()
     if cluster is None:
         raise NotFound(f"{name}: nothing is served here; `shoal up FILE` or `shoal serve FILE` starts it")
     served = {endpoint.name: endpoint for endpoint in endpoints(cluster)}
