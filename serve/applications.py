@@ -36,7 +36,7 @@ class Change:
             self.lock.release()
             raise
         self.before = {
-            name: _written(details["deployed_app_config"])
+            name: written(details["deployed_app_config"])
             for name, details in self.found.items()
             if details["deployed_app_config"] and details["status"] != "DELETING"
         }
@@ -80,7 +80,7 @@ class Change:
             self.lock.release()
 
 
-def _written(config: dict[str, Any]) -> dict[str, Any]:
+def written(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as it was written: Serve gives it back with the keys that were left out as null. On a cluster
     that Shoal did not start there are those of others as well, with keys of their own."""
     if not config["import_path"].startswith("serve."):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,13 +72,14 @@ class OtherRay:
         for node in self.nodes:
             node.send_signal(signal.SIGTERM)
         for node in self.nodes:
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                node.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(timeout=3)
+            node.kill()
+            node.wait()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """What runs on it."""

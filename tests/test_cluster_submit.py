@@ -5,10 +5,14 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,11 @@ from cluster.cli import remote
 from cluster.errors import ClusterGone, InputError, NotFound, RunFailed, TooLarge
 from cluster.settings import home, settings, tracking_uri
 from cluster.spec import load
-from cluster.submit import Jobs, Target, check, find, pack
+from cluster.submit import package
+from cluster.submit.client import Jobs
+from cluster.submit.package import pack
+from cluster.submit.target import Target, find
+from cluster.submit.versions import check
 
 SPEC = """
 name: reviews
@@ -79,11 +87,11 @@ def test_only_what_the_file_names_travels(place: Path) -> None:
 
 
 def test_the_file_means_the_same_where_it_is_unpacked(place: Path) -> None:
-    package = pack(["reviews.yaml"], ["train.epochs=7"], into=place.parent / "package.zip")
+    sending = pack(["reviews.yaml"], ["train.epochs=7"], into=place.parent / "package.zip")
     there = place.parent / "there"
-    with zipfile.ZipFile(package.path) as archive:
+    with zipfile.ZipFile(sending.path) as archive:
         archive.extractall(there)
-    spec = load(there / "files" / package.files[0])
+    spec = load(there / "files" / sending.files[0])
     train, test = spec.data_ref("train"), spec.data_ref("test")
     assert train is not None
     assert test is not None
@@ -115,9 +123,9 @@ def test_serving_sends_the_model_and_no_data(place: Path) -> None:
 
 def test_two_files_do_not_mix(place: Path) -> None:
     (place.parent / "elsewhere/reviews.yaml").write_text("name: more\ntask: text-classification\nmodel: org/name\n")
-    package = pack(["reviews.yaml", "../elsewhere/reviews.yaml"], [], into=place.parent / "package.zip")
-    assert package.files == ["0/reviews.yaml", "1/reviews.yaml"]
-    assert package.names == ["reviews", "more"]
+    sending = pack(["reviews.yaml", "../elsewhere/reviews.yaml"], [], into=place.parent / "package.zip")
+    assert sending.files == ["0/reviews.yaml", "1/reviews.yaml"]
+    assert sending.names == ["reviews", "more"]
 
 
 def test_a_folder_named_outside_keeps_its_content(place: Path) -> None:
@@ -131,13 +139,13 @@ def test_a_folder_named_outside_keeps_its_content(place: Path) -> None:
 
 def test_what_the_cluster_has_does_not_travel(place: Path) -> None:
     shared = place.parent / "elsewhere"
-    package = pack(
+    sending = pack(
         ["reviews.yaml"],
         [f"data.test={shared}/test.csv", "data.validation=/mnt/no-such/v.csv", "data.train=hf://org/set:en"],
         into=place.parent / "package.zip",
         shared=[shared],
     )
-    with zipfile.ZipFile(package.path) as archive:
+    with zipfile.ZipFile(sending.path) as archive:
         data = yaml.safe_load(archive.read("files/reviews.yaml"))["data"]
         assert not [name for name in archive.namelist() if name.endswith(".csv")]
     assert data == {
@@ -146,7 +154,7 @@ def test_what_the_cluster_has_does_not_travel(place: Path) -> None:
         "test": f"{shared}/test.csv",
         "columns": {"label": "5e-5"},
     }
-    assert package.remarks == ["data.validation: /mnt/no-such/v.csv is not on this machine; taken to be on the cluster"]
+    assert sending.remarks == ["data.validation: /mnt/no-such/v.csv is not on this machine; taken to be on the cluster"]
     with pytest.raises(
         InputError, match=r"data.test: '\.\./elsewhere/test.csv' lies in a shared folder; write its abs"
     ):
@@ -239,7 +247,7 @@ def dashboard(answers: dict[str, tuple[int, Any]]) -> Iterator[Jobs]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -258,9 +266,8 @@ def versions(ray: str, python: str) -> dict[str, tuple[int, Any]]:
 
 def test_other_versions_are_refused_naming_both() -> None:
     import platform
-    from importlib import metadata
 
-    ray, python = metadata.version("ray"), platform.python_version()
+    ray, python = version("ray"), platform.python_version()
     with dashboard(versions(ray, python)) as jobs:
         check(jobs)
     with (
@@ -340,3 +347,51 @@ def test_a_verbs_words_are_those_that_were_given() -> None:
     assert remote.words_of(context, context.params) == (["a.yaml"], ["x=1"], ["--workers", "4"])
     context = command.make_context("tune", ["a.yaml", "--resume"])
     assert remote.words_of(context, context.params) == (["a.yaml"], [], ["--resume"])
+
+
+STARTER = Path(package.__file__).with_name("starter.py")
+
+
+def started(folder: Path, *words: str, isolated: bool = False) -> subprocess.CompletedProcess[str]:
+    """The starter as a job runs it: the folder is the working directory that was sent."""
+    command = [sys.executable, *(["-I", "-S"] if isolated else []), str(STARTER), *words]
+    env = {**os.environ, "SHOAL_HOME": str(folder.parent / "cluster-home")}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_a_cluster_without_this_shoal_says_so(place: Path) -> None:
+    done = started(place, "0.0.9", "abc", "train", "reviews.yaml", "--json")
+    assert done.returncode == 2
+    message = f"the cluster has Shoal {version('shoal')}, and 0.0.9 sent this job; install the same version on both"
+    assert json.loads(done.stdout) == {"error": message, "exit_code": 2}
+    done = started(place, "0.0.9", "abc", "train", "reviews.yaml", isolated=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("shoal: Shoal is not installed on the cluster; install shoal 0.0.9")
+
+
+def test_what_was_sent_is_moved_to_the_home_and_run_there(place: Path) -> None:
+    there = place.parent / "there"
+    with zipfile.ZipFile(pack(["reviews.yaml"], [], into=place.parent / "package.zip").path) as archive:
+        archive.extractall(there)
+    done = started(there, version("shoal"), "abc", "train", "reviews.yaml", "data.train=no.csv")
+    assert done.returncode == 2
+    assert f"no such file or folder ({place.parent}/cluster-home/sent/abc/files/no.csv)" in done.stderr
+
+
+def test_a_node_without_the_runs_folder_says_what_to_set(place: Path) -> None:
+    from train.launch import sees
+    from train.loop import Job
+
+    spec = load("reviews.yaml")
+    job = Job(spec=spec, data=place / "rows", labels=["a"], model=place / "base", folder=place)
+    sees(job)
+    with pytest.raises(InputError, match=r"^SHOAL_HOME: /nowhere is not on node .* storage that all nodes"):
+        sees(replace(job, folder=Path("/nowhere")))
+
+
+def test_the_applications_of_others_are_written_back_whole() -> None:
+    from serve.applications import written
+
+    others = {"name": "a", "import_path": "their.app:build", "runtime_env": {"pip": ["x"]}, "host": None, "args": {}}
+    kept = {key: value for key, value in others.items() if value is not None}
+    assert written(others) == kept

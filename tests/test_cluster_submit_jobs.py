@@ -20,7 +20,9 @@ import train_tiny
 from submit_ray import BIN, OtherRay
 from test_cluster_up import FLOWERS, write_iris
 
-from cluster.submit import Jobs, Target, check
+from cluster.submit.client import Jobs
+from cluster.submit.target import Target
+from cluster.submit.versions import check
 
 pytestmark = pytest.mark.slow
 
@@ -186,13 +188,15 @@ def test_a_wrong_token_and_a_wrong_address_are_one_message(desk: Desk):
 
 
 def test_ray_job_submit_of_a_plain_verb(desk: Desk):
-    words = ["job", "submit", f"--address={desk.ray.url}", "--working-dir=.", "--", "shoal", "train", "words.yaml"]
+    verb = ["shoal", "train", "flowers.yaml", "train.parameters.C=0.5"]
+    words = ["job", "submit", f"--address={desk.ray.url}", "--working-dir=.", "--", *verb]
     done = subprocess.run(
         [str(BIN / "ray"), *words], cwd=desk.folder, env=desk.ray.env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "next: shoal evaluate words.yaml" in done.stdout
-    assert list((desk.ray.home / "mlruns/words").iterdir())
+    assert "next: shoal evaluate flowers.yaml" in done.stdout
+    run = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("run "))
+    assert (desk.ray.home / "mlruns/flowers" / run / "artifacts/model/model.skops").is_file()
 
 
 def test_served_there_until_down(desk: Desk, trained: list[dict[str, Any]]):
@@ -202,6 +206,7 @@ def test_served_there_until_down(desk: Desk, trained: list[dict[str, Any]]):
     assert httpx.post(up["url"], json={"table": row}, trust_env=False).json() == ["setosa"]
     [endpoint] = desk.json("status", "--on", "other")["endpoints"]
     assert (endpoint["name"], endpoint["state"], endpoint["url"]) == ("flowers", "RUNNING", up["url"])
+    assert desk.shoal("predict", "flowers", json.dumps({"table": row}), "--on", "other")[0].split('"')[1] == "setosa"
     assert "is not stopped; name a model" in desk.shoal("down", "--on", "other", code=2)[1]
     desk.shoal("down", "flowers", "--on", "other")
     assert desk.json("status", "--on", "other")["endpoints"] == []

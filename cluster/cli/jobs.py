@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster.cli.output import table
 from cluster.errors import InputError
-from cluster.submit import Job, Jobs, find
+from cluster.submit.client import Job, Jobs
+from cluster.submit.target import Target, find
+
+if TYPE_CHECKING:
+    from cluster.connect import Cluster
 
 
 def on_which(on: str | None, run: str) -> Jobs:
@@ -20,6 +24,16 @@ def on_which(on: str | None, run: str) -> Jobs:
             f"{run}: on which cluster? Add --on NAME of cluster.yaml, or set RAY_ADDRESS to the dashboard's URL"
         )
     return Jobs(target)
+
+
+def reached(target: Target) -> Cluster:
+    """A cluster as far as its dashboard and Serve's proxies can be reached from here."""
+    from cluster import attached
+    from cluster.connect import Cluster
+    from cluster.settings import home
+
+    proxy = attached.proxy(target.address, target.token)
+    return Cluster("", target.address, proxy.url, proxy.host, proxy.port, home(), token=target.token)
 
 
 def described(job: Job) -> dict[str, Any]:
@@ -46,15 +60,10 @@ def status(jobs: Jobs, run: str | None) -> tuple[dict[str, Any], str]:
         value = described(job) | {"last": _last_line(jobs.logs(run))}
         lines = [f"{key:<9}{value[key]}" for key in value if value[key] not in (None, "")]
         return value, "\n".join(lines)
-    from cluster import attached
-    from cluster.connect import Cluster
-    from cluster.settings import home
     from serve.run import endpoints
 
     target, versions = jobs.target, jobs.versions()
-    proxy = attached.proxy(target.address, target.token)
-    cluster = Cluster("", target.address, proxy.url, proxy.host, proxy.port, home(), token=target.token)
-    served = [vars(endpoint) for endpoint in endpoints(cluster)]
+    served = [vars(endpoint) for endpoint in endpoints(reached(target))]
     runs = [described(job) for job in jobs.jobs()[:20]]
     value = {"cluster": {"name": target.name, "dashboard": target.address, **versions}, "runs": runs}
     lines = [f"cluster  {target.address}  Ray {versions['ray']}  Python {versions['python']}"]

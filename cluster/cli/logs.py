@@ -35,14 +35,14 @@ def command(
     """
     from cluster import connect
     from cluster.errors import InputError, NotFound
-    from cluster.submit import Jobs, find
+    from cluster.submit.target import find
 
     if (target := find(on)) is not None:
         from cluster.cli import jobs
 
         if name is None:
             raise InputError(f"{target.name}: the logs of which run? `shoal status{target.option}` lists them")
-        context.exit(jobs.logs(Jobs(target), name, count=lines, follow=follow, as_json=as_json))
+        context.exit(jobs.logs(jobs.on_which(on, name), name, count=lines, follow=follow, as_json=as_json))
     folder = connect.logs_folder()
     if folder is None:
         raise NotFound("no logs: no cluster has run here since the last `shoal down`")

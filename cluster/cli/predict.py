@@ -7,15 +7,16 @@ import sys
 
 import click
 
-from cluster.cli.options import as_json
+from cluster.cli.options import as_json, on
 from cluster.cli.output import Output
 
 
 @click.command()
 @click.argument("model", metavar="NAME|FILE")
 @click.argument("value", metavar="INPUT")
+@on
 @as_json
-def command(model: str, value: str, as_json: bool) -> None:
+def command(model: str, value: str, on: str | None, as_json: bool) -> None:
     """Ask a served model. INPUT is a text, the path of a picture, the path of a CSV table, a JSON request, or - for
     standard input.
 
@@ -23,17 +24,20 @@ def command(model: str, value: str, as_json: bool) -> None:
       shoal predict reviews "Best pizza in town"
       shoal predict digits samples/data/digits/test/7/0001.png
       shoal predict chat "What is the capital of France?"
+      shoal predict reviews "Best pizza in town" --on prod
     """
     from pathlib import Path
 
     from cluster import connect
-    from cluster.cli import ask
+    from cluster.cli import ask, jobs
     from cluster.errors import NotFound
     from cluster.spec import load
+    from cluster.submit import target
     from serve.run import find
 
     name = load(model).name if Path(model).suffix in (".yaml", ".yml") else model
-    cluster = connect.running()
+    there = target.find(on)
+    cluster = jobs.reached(there) if there else connect.running()
     if cluster is None:
         raise NotFound(f"{name}: nothing is served here; `shoal up FILE` or `shoal serve FILE` starts it")
     endpoint = find(name, cluster)

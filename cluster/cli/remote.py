@@ -16,7 +16,10 @@ import click
 
 from cluster.cli.output import Output
 from cluster.errors import Detached, RunFailed
-from cluster.submit import STARTER, Job, Jobs, Package, Target, check, pack
+from cluster.submit.client import Job, Jobs
+from cluster.submit.package import STARTER, Package, pack
+from cluster.submit.target import Target
+from cluster.submit.versions import check
 
 STOP_S = 30  # a verb that is stopped ends its workers and closes its run meanwhile; Ray's own 3 s are too few
 

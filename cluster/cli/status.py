@@ -25,14 +25,13 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
       shoal status --on prod
       shoal status train-reviews-20261124-150312-ab12 --on prod
     """
-    from cluster.submit import Jobs, find
+    from cluster.submit.target import find
 
-    target = find(on)
-    if target is not None or run is not None:
+    if find(on) is not None or run is not None:
         from cluster.cli import jobs
 
         with Output(as_json=as_json) as out:
-            return out.result(*jobs.status(Jobs(target) if target else jobs.on_which(on, run or ""), run))
+            return out.result(*jobs.status(jobs.on_which(on, run or "status"), run))
     from cluster import connect
     from cluster.errors import ClusterGone
     from cluster.registry import Registry

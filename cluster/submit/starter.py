@@ -10,6 +10,7 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 
 def main(wanted: str, package: str, words: list[str]) -> None:
@@ -37,7 +38,7 @@ def main(wanted: str, package: str, words: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "cluster", *words])
 
 
-def fail(message: str, words: list[str]) -> None:
+def fail(message: str, words: list[str]) -> NoReturn:
     """As the command line does."""
     if "--json" in words:
         print(json.dumps({"error": message, "exit_code": 2}), flush=True)  # noqa: T201
