@@ -4,6 +4,7 @@ come and go. One engine for the whole module, on a tiny model whose every token 
 import collections
 import contextlib
 import json
+import os
 import shutil
 import signal
 import threading
@@ -299,6 +300,24 @@ def test_adapters_come_change_and_go_while_the_engine_answers(client, cluster, f
     print(
         f"\n{sum(answers.values())} requests answered meanwhile; a new version was live {swapped:.2f} s after its run"
     )
+
+
+def test_a_real_model_knows_paris_and_keeps_a_schema(client, cluster):
+    folder = Path(os.environ.get("SHOAL_TEST_SAMPLES", "/nowhere")) / "models" / "smollm2"
+    if not folder.is_dir():
+        pytest.skip("SHOAL_TEST_SAMPLES names no folder in which `shoal samples smollm2` was run")
+    spec = parse(f"name: smol\ntask: text-generation\nmodel: {folder}\nserve: {{llm: {{max_model_len: 1024}}}}")
+    run.deploy(spec, model_uri=str(folder), folder=folder, cluster=cluster)
+    ask = [{"role": "user", "content": "What is the capital of France?"}]
+    options = {"model": "smol", "temperature": 0, "max_tokens": 40}
+    assert "Paris" in client.chat.completions.create(messages=ask, **options).choices[0].message.content
+    shape = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+    form = {"type": "json_schema", "json_schema": {"name": "city", "schema": {**shape, "additionalProperties": False}}}
+    answer = client.chat.completions.create(messages=ask, response_format=form, **options)
+    assert list(json.loads(answer.choices[0].message.content)) == ["city"]
+    # Two engines side by side, each by its own name.
+    assert {model.id for model in client.models.list().data} == {"smol", "tiny"}
+    run.remove("smol", cluster)
 
 
 def test_a_dead_engine_is_replaced(client, cluster, folders):

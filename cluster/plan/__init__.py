@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import tasks
+from cluster import engine, tasks
 from cluster.plan import checks, machine, measure
 from cluster.plan.show import lines_of
 from cluster.spec import Spec
@@ -107,6 +107,8 @@ def plan(spec: Spec, *, cores: int, memory: int, free_disk: int, gpus: int = 0, 
     if trains and not gradient:
         notes.append("memory of fitting a scikit-learn estimator is not estimated")
     replica = measure.replica(size, stored, trains)
+    if replica is not None and row.name == engine.TASK:
+        replica = 0 if spec.serve.llm.onto else replica + engine.memory(spec)
     disk = measure.disk(size if gradient else 0, counted) if trains else None
     need = max(total or 0, (replica or 0) * spec.serve.min_replicas)
     known = total is not None or replica is not None
