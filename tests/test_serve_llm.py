@@ -97,12 +97,13 @@ def pids(cluster):
 
 
 def metric(cluster, name, **labels):
-    """The sum of a metric's series with these labels, on Ray's port."""
+    """The sum of a metric's series with these labels on Ray's port; None where there is none."""
     state = embedded.read(cluster.home)
     assert state is not None
     text = httpx.get(f"http://127.0.0.1:{state.metrics_port}/metrics", trust_env=False).text
     lines = [line for line in text.splitlines() if line.startswith(f"{name}{{")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(f'{k}="{v}"' in line for k, v in labels.items()))
+    found = [line for line in lines if all(f'{key}="{value}"' in line for key, value in labels.items())]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found) if found else None
 
 
 @contextlib.contextmanager
@@ -202,7 +203,7 @@ def test_whoever_goes_away_is_not_written_for(client, cluster):
     def state():
         return httpx.get(f"{cluster.http_url}/m/tiny/state", trust_env=False).json()
 
-    written = metric(cluster, "ray_vllm_generation_tokens_total")
+    written = metric(cluster, "ray_vllm_generation_tokens_total") or 0
     for base_url in (f"{cluster.http_url}/v1", f"{cluster.http_url}/models/tiny/v1", f"{cluster.http_url}/m/tiny/v1"):
         way = client.with_options(base_url=base_url)
         extra = {"ignore_eos": True}
@@ -222,14 +223,15 @@ def test_whoever_goes_away_is_not_written_for(client, cluster):
     while state()["unfinished"]:
         assert time.monotonic() < end, "goes on being written"
         time.sleep(0.02)
-    # The engine itself has stopped: its own figures say so, some seconds later.
-    end = time.monotonic() + 30
-    while metric(cluster, "ray_vllm_generation_tokens_total") == written or metric(
-        cluster, "ray_vllm_num_requests_running"
-    ):
-        assert time.monotonic() < end, "the engine goes on"
+    # The engine itself has stopped, and says so for as long as it is idle.
+    end = time.monotonic() + 45
+    while (now := metric(cluster, "ray_vllm_generation_tokens_total") or 0) == written or metric(
+        cluster, "ray_vllm_num_requests_running", model_name="tiny"
+    ) != 0:
+        assert time.monotonic() < end, "the engine goes on, or says nothing"
         time.sleep(0.5)
-    assert metric(cluster, "ray_vllm_generation_tokens_total") - written < 4000  # of 8000 that were asked for
+    assert metric(cluster, "ray_vllm_kv_cache_usage_perc", model_name="tiny") == 0
+    assert now - written < 4000  # of 8000 that were asked for
 
 
 def test_adapters_come_change_and_go_while_the_engine_answers(client, cluster, folders, url):
