@@ -12,6 +12,7 @@ from typing import Any
 from cluster.spec import Spec
 
 TASK = "text-generation"
+ENGINE = 1200 << 20
 
 
 def adapted(spec: Spec) -> bool:
@@ -62,6 +63,12 @@ def user_config(adapters: Mapping[str, Mapping[str, str]], *, timeout_s: float, 
         "request_timeout_s": timeout_s,
         "max_body_mb": max_body_mb,
     }
+
+
+def memory(spec: Spec) -> int:
+    """Bytes of the host's memory that an engine takes beside the weights and one process: another process, and on CPUs
+    the cache of keys and values."""
+    return ENGINE + (int(spec.serve.llm.kv_cache_gb * 2**30) if spec.serve.num_gpus == 0 else 0)
 
 
 def actor_options(spec: Spec) -> dict[str, Any]:

@@ -89,8 +89,10 @@ class Llm:
                     self.faults[name] = error.message
 
     async def check_health(self) -> None:
-        """Raises where the engine died, so that Serve starts another replica."""
-        await self._running().check()
+        """Raises where the engine died, so that Serve starts another replica. Called every 10 s."""
+        engine = self._running()
+        await engine.check()
+        engine.tell_idle()
 
     def __del__(self) -> None:
         if self.engine is not None:

@@ -146,6 +146,14 @@ class Engine:
         except EngineDeadError as error:
             raise RunFailed(f"{self.name}: vLLM's engine died: {_said(error)}") from None
 
+    def tell_idle(self) -> None:
+        """Say again that nothing runs or waits, where nothing does. Ray forgets a gauge that was not set for 20 s, and
+        an idle engine sets none; to be called more often than that."""
+        from vllm.v1.metrics.stats import SchedulerStats
+
+        if self.client.logger_manager is not None and not self.unfinished:
+            self.client.logger_manager.record(SchedulerStats(), None)
+
     def stop(self) -> None:
         """End the engine's process."""
         self.client.shutdown(timeout=1)

@@ -54,6 +54,24 @@ def test_gpus_are_as_many_as_share_a_copy():
     assert found["deployments"][0]["ray_actor_options"]["num_gpus"] == 4
 
 
+def test_the_plan_counts_the_engine_and_its_cache(tmp_path):
+    import llm_served_tiny as tiny
+
+    from cluster.plan import plan
+
+    base = tiny.llama(tmp_path / "base")
+    head = f"name: chat\ntask: text-generation\nmodel: {base}\n"
+    machine = {"cores": 2, "memory": 2**33, "free_disk": 2**33}
+    small = plan(parse(head + "serve: {llm: {kv_cache_gb: 0.5}}"), **machine).memory_replica
+    large = plan(parse(head + "serve: {llm: {kv_cache_gb: 2}}"), **machine).memory_replica
+    assert small is not None
+    assert large is not None
+    assert large - small == 3 * 2**29
+    assert small > 2**29 + engine.ENGINE
+    # On another's engine it takes none of its own.
+    assert plan(parse(head + "serve: {llm: {onto: other}}"), **machine).memory_replica == 0
+
+
 def test_a_name_on_anothers_engine():
     assert engine.served_name(parse(HEAD + "serve: {llm: {onto: other}}")) == "other:chat"
     assert engine.served_name(parse(HEAD)) == "chat"

@@ -96,11 +96,18 @@ def test_an_adapters_number_name_and_folder_are_what_caches_go_by():
 
 
 def test_metrics_go_to_ray():
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
+    from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerManager
     from vllm.v1.metrics.ray_wrappers import RayGaugeWrapper, RayPrometheusStatLogger
+    from vllm.v1.metrics.stats import SchedulerStats
 
     assert issubclass(RayPrometheusStatLogger, PrometheusStatLogger)
     assert RayPrometheusStatLogger._gauge_cls is RayGaugeWrapper
+    parameters = list(inspect.signature(StatLoggerManager.record).parameters.values())
+    assert [one.name for one in parameters[:3]] == ["self", "scheduler_stats", "iteration_stats"]
+    assert all(one.default is not inspect.Parameter.empty for one in parameters[4:])
+    idle = SchedulerStats()
+    assert (idle.num_running_reqs, idle.num_waiting_reqs, idle.kv_cache_usage) == (0, 0, 0)
+    assert (idle.prefix_cache_stats.queries, idle.prefix_cache_stats.hits) == (0, 0)  # counters stay as they are
 
 
 def test_a_single_process_is_taken_on_cpus():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import tasks
+from cluster import engine, tasks
 from cluster.errors import InputError
 from cluster.plan import checks, machine, measure
 from cluster.plan.show import binary, lines_of
@@ -149,6 +149,8 @@ def plan(
     if trains and not gradient:
         notes.append("memory of fitting a scikit-learn estimator is not estimated")
     replica = measure.replica(size, stored, trains)
+    if replica is not None and row.name == engine.TASK:
+        replica = 0 if spec.serve.llm.onto else replica + engine.memory(spec)
     disk = measure.disk(size if gradient else 0, counted) if trains else None
     need = max(total or 0, (replica or 0) * spec.serve.min_replicas)
     known = total is not None or replica is not None

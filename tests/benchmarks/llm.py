@@ -32,6 +32,13 @@ import psutil
 
 SEQUENCES, CACHE_GB, LENGTH, THREADS = 64, 1, 1024, 2
 
+# The same for all: threads that spin while they wait would measure whatever else the machine does.
+_THREADS = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": str(THREADS),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
 
 @dataclass
 class Server:
@@ -209,7 +216,7 @@ def _bare(folder: Path, stack: ExitStack, work: Path, *, lora: bool) -> Server:
     options += ["--kv-cache-memory-bytes", str(CACHE_GB << 30), "--disable-uvicorn-access-log"]
     options += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16"] if lora else []
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    environment = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(THREADS)}
+    environment = {**os.environ, **_THREADS}
     name = "vllm, adapters" if lora else "vllm"
     tree = _child([*command, "--port", str(port), *options], environment, work / f"{port}.log", stack)
     return _ready(Server(name, f"http://127.0.0.1:{port}", str(folder), tree), work / f"{port}.log")
@@ -230,7 +237,7 @@ config = LLMConfig(
     placement_group_config={{"bundles": [{{"CPU": 1}}]}},
     engine_kwargs=dict(enforce_eager=True, distributed_executor_backend="mp", max_model_len={LENGTH},
         max_num_seqs={SEQUENCES}, kv_cache_memory_bytes={CACHE_GB << 30}),
-    runtime_env={{"env_vars": {{"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "{THREADS}"}}}},
+    runtime_env={{"env_vars": {_THREADS!r}}},
 )
 serve.run(build_openai_app({{"llm_configs": [config]}}))
 while True: time.sleep(60)
