@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from cluster.errors import ClusterGone, InputError, NotFound, RunFailed, ShoalError
 from cluster.settings.kubernetes import Kubernetes
@@ -55,7 +55,7 @@ class Api:
             if kind == "ConfigMap":
                 made = self._core.patch_namespaced_config_map(name, self.namespace, dict(manifest), **options)
                 return self.client.sanitize_for_serialization(made)
-            changed = self._custom.patch_namespaced_custom_object(
+            changed: Any = self._custom.patch_namespaced_custom_object(
                 *RAY, self.namespace, PLURALS[kind], name, dict(manifest), **options
             )
         if changed is None and not dry_run:  # the client passes over the answer where something was made (201)
@@ -69,9 +69,10 @@ class Api:
                 if kind == "ConfigMap":
                     found = self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S)
                     return self.client.sanitize_for_serialization(found)
-                return self._custom.get_namespaced_custom_object(
+                one: Any = self._custom.get_namespaced_custom_object(
                     *RAY, self.namespace, PLURALS[kind], name, _request_timeout=TIMEOUT_S
                 )
+                return one
             except _api_exception() as error:
                 if error.status != 404 or not _named(error, name):
                     raise
@@ -81,6 +82,7 @@ class Api:
         """Resources by labels, in the order of their names."""
         with self._told(f"list {kind}s"):
             options: dict[str, Any] = {"label_selector": selector, "_request_timeout": TIMEOUT_S}
+            found: Any
             if kind in ("RayJob", "RayService"):
                 found = self._custom.list_namespaced_custom_object(*RAY, self.namespace, PLURALS[kind], **options)
             else:
@@ -166,7 +168,7 @@ def connect(kube: Kubernetes) -> Api:
         else:
             # The client itself reads KUBECONFIG once, when it is imported.
             config.load_kube_config(place, kube.context, configuration, persist_config=False)
-            contexts, active = config.list_kube_config_contexts(place)
+            contexts, active = cast("tuple[Any, Any]", config.list_kube_config_contexts(place))
             chosen = next((one for one in contexts if one["name"] == kube.context), active)
             namespace = chosen["context"].get("namespace")
     except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -56,7 +56,7 @@ def _rendered(words: Sequence[str], verb: Any) -> tuple[Kubernetes, list[dict[st
     return kube, render([load(file, overrides) for file in files], kube, verb)
 
 
-@command.command()
+@command.command(short_help="Write the manifests to standard output, checked")
 @_words
 def render(words: Sequence[str], verb: str) -> None:
     """Write the manifests of FILEs to standard output, checked as far as can be without a cluster.
@@ -81,7 +81,7 @@ def render(words: Sequence[str], verb: str) -> None:
         out.result(None, to_yaml(manifests).rstrip("\n"))
 
 
-@command.command()
+@command.command(short_help="Apply them, wait, and say where it answers")
 @_words
 @as_json
 def apply(words: Sequence[str], verb: str, as_json: bool) -> None:
@@ -118,7 +118,7 @@ def apply(words: Sequence[str], verb: str, as_json: bool) -> None:
         out.result(value, "\n".join(lines))
 
 
-@command.command()
+@command.command(short_help="What has become of them on the cluster")
 @_words
 @as_json
 def status(words: Sequence[str], verb: str, as_json: bool) -> None:
@@ -142,7 +142,7 @@ def status(words: Sequence[str], verb: str, as_json: bool) -> None:
         out.result({"resources": rows}, text)
 
 
-@command.command()
+@command.command(short_help="Delete what was applied, and wait until it is gone")
 @_words
 @as_json
 def delete(words: Sequence[str], verb: str, as_json: bool) -> None:
