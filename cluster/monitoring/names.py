@@ -77,7 +77,6 @@ TRAINING_HEARD = Metric(
 TRAINING_LOSS = Metric("shoal_training_loss", "gauge", _RUN, "", "Loss of the last step that was told of")
 VALIDATION_LOSS = Metric("shoal_validation_loss", "gauge", _RUN, "", "Loss over the held-out rows")
 TRAINING_ROWS = Metric("shoal_training_rows_per_second", "gauge", _RUN, "rows/s", "Rows trained on, all workers")
-TRAINING_TOKENS = Metric("shoal_training_tokens_per_second", "gauge", _RUN, "tokens/s", "Tokens trained on")
 
 METRICS = (
     REQUESTS,
@@ -92,5 +91,4 @@ METRICS = (
     TRAINING_LOSS,
     VALIDATION_LOSS,
     TRAINING_ROWS,
-    TRAINING_TOKENS,
 )

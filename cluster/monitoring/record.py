@@ -27,7 +27,6 @@ _TOLD = {
     "train/loss": names.TRAINING_LOSS,
     "validation/loss": names.VALIDATION_LOSS,
     "train/rows_per_second": names.TRAINING_ROWS,
-    "train/tokens_per_second": names.TRAINING_TOKENS,
 }
 
 
