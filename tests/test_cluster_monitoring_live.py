@@ -1,5 +1,5 @@
-"""Every panel on a real Prometheus that scrapes a real cluster: two models that are asked, vLLM behind one of them, and a
-run that trains beside them."""
+"""Every panel on a real Prometheus that scrapes a real cluster: two models that are asked, vLLM behind one of them,
+and a run that trains beside them."""
 
 from __future__ import annotations
 
