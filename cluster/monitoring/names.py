@@ -66,7 +66,7 @@ BATCH_SIZE = Metric(
 )
 INPUTS = Metric("shoal_inputs", "counter", ("model",), "inputs", "Inputs that went through the model")
 
-# Training, by the driver that follows the run: gone about 20 s after the driver is.
+# Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
 TRAINING_RUNNING = Metric("shoal_training_running", "gauge", _RUN, "", "1 while the run trains, 0 when it has ended")
 TRAINING_STEP = Metric("shoal_training_step", "gauge", _RUN, "steps", "Optimizer steps done")
