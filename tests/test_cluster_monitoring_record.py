@@ -76,7 +76,7 @@ def test_a_request_counts_by_model_and_code(book: Book):
     assert book(names.REQUESTS, "reviews", "429") == [1]
     assert len(book(names.LATENCY, "reviews")) == 3
     assert all(0 < seconds < 1 for seconds in book(names.LATENCY, "reviews"))
-    assert book(names.IN_FLIGHT, "reviews") == [0, 0, 0]
+    assert set(book(names.IN_FLIGHT, "reviews")) == {0}
 
 
 def test_what_is_under_way_is_told_within_a_second_and_all_at_once(book: Book, monkeypatch: pytest.MonkeyPatch):
@@ -95,14 +95,17 @@ def test_what_is_under_way_is_told_within_a_second_and_all_at_once(book: Book, m
 
         asked = [asyncio.create_task(requests.measured(answer)({}, None, send)) for _ in range(3)]
         await asyncio.sleep(0.2)
-        assert book(names.IN_FLIGHT, "reviews") == [3]
+        told = book(names.IN_FLIGHT, "reviews")
+        # Again and again, though nothing changed: Ray forgets a gauge that is not set.
+        assert set(told) == {3}
+        assert len(told) > 1
         assert book(names.REQUESTS, "reviews", "200") == []
         done.set()
         await asyncio.gather(*asked)
         await asyncio.sleep(0.2)
 
     asyncio.run(main())
-    assert book(names.IN_FLIGHT, "reviews") == [3, 0]
+    assert book(names.IN_FLIGHT, "reviews")[-1] == 0
     assert book(names.REQUESTS, "reviews", "200") == [3]
     assert len(book(names.LATENCY, "reviews")) == 3
 
@@ -128,29 +131,14 @@ def test_a_client_that_left_and_a_fault_of_ours(book: Book):
 
 
 def test_models_are_told_of_before_their_first_request(book: Book):
-    requests = record.Requests()
-    requests.serves(["a", "b"])
-    requests.serves(["a", "b", "c"])
-    assert [book(names.IN_FLIGHT, name) for name in "abc"] == [[0], [0], [0]]
-
-
-def test_the_gateway_and_its_models_are_recorded(book: Book, monkeypatch: pytest.MonkeyPatch):
-    from test_serve_gateway import echo, gateway
-
-    monkeypatch.setattr(record, "EVERY_S", 0.01)
-
     async def main() -> None:
-        async with gateway(echo) as client:
-            await client.post("/models/reviews", content=b"x")
-            await client.post("/models/unknown", content=b"x")
-            await client.get("/models")
-            await asyncio.sleep(0.1)
+        requests = record.Requests()
+        requests.serves(["a", "b"])
+        requests.serves(["a", "b", "c"])
+        requests.flush()
 
     asyncio.run(main())
-    # The client there asks the gateway itself; Serve asks what is built for it.
-    assert book(names.IN_FLIGHT, "reviews") == [0, 1]
-    assert book(names.IN_FLIGHT, "flowers") == [0, 0]
-    assert book(names.IN_FLIGHT, "unknown") == []
+    assert [book(names.IN_FLIGHT, name) for name in "abc"] == [[0], [0], [0]]
 
 
 def test_what_serve_hosts_is_measured(book: Book):
@@ -163,7 +151,7 @@ def test_what_serve_hosts_is_measured(book: Book):
 
     async def main() -> None:
         way = Gateway()
-        way.reconfigure({"models": {}, "upstream": "", "public_url": "", "max_body_mb": 1})
+        way.reconfigure({"models": {"reviews": {}}, "upstream": "", "public_url": "", "max_body_mb": 1})
         app = await way.__serve_build_asgi_app__()
         await app({"type": "http", "method": "GET", "path": "/health", "headers": []}, None, send)
         way.requests.flush()
@@ -171,6 +159,7 @@ def test_what_serve_hosts_is_measured(book: Book):
     asyncio.run(main())
     assert sent[0]["status"] == 200
     assert book(names.REQUESTS, names.OTHER, "200") == [1]
+    assert set(book(names.IN_FLIGHT, "reviews")) == {0}
 
 
 def test_a_pass_counts_its_inputs(book: Book):
@@ -190,15 +179,16 @@ def test_a_run_as_its_events_tell_of_it(book: Book):
     run.note({"step": 3, "total": 9, "resumed": 3})
     run.note({"step": 4, "total": 9, "metrics": {"train/loss": 0.5, "train/rows_per_second": 20, "train/grad_norm": 1}})
     run.note({"step": 4, "total": 9, "metrics": {"validation/loss": 0.7, "validation/accuracy": 0.5}})
+    run.refresh()
     run.ended()
-    assert book(names.TRAINING_STEP, "reviews", "r1") == [3, 4, 4]
-    assert book(names.TRAINING_TOTAL, "reviews", "r1") == [9, 9, 9]
-    assert book(names.TRAINING_LOSS, "reviews", "r1") == [0.5]
-    assert book(names.VALIDATION_LOSS, "reviews", "r1") == [0.7]
-    assert book(names.TRAINING_ROWS, "reviews", "r1") == [20]
-    assert book(names.TRAINING_RUNNING, "reviews", "r1") == [1, 0]
+    assert book(names.TRAINING_STEP, "reviews", "r1") == [3, 4, 4, 4]
+    assert book(names.TRAINING_TOTAL, "reviews", "r1") == [9, 9, 9, 9]
+    assert book(names.TRAINING_LOSS, "reviews", "r1") == [0.5, 0.5]
+    assert book(names.VALIDATION_LOSS, "reviews", "r1") == [0.7, 0.7]
+    assert book(names.TRAINING_ROWS, "reviews", "r1") == [20, 20]
+    assert book(names.TRAINING_RUNNING, "reviews", "r1") == [1, 1, 0]
     heard = book(names.TRAINING_HEARD, "reviews", "r1")
-    assert len(heard) == 4
+    assert len(heard) == 5
     assert heard == sorted(heard)
 
 

@@ -225,6 +225,7 @@ class _Journal:
                 if "train/loss" in event.get("metrics", {}):
                     self._note = f"loss {event['metrics']['train/loss']:.3f}"
                 self._pending.append(event)
+        self.shown.refresh()
         if self._last:
             self._progress("train", self._last["step"], self._last["total"], self._note)
         if self._pending and (last or time.monotonic() - self._wrote > _EVERY):

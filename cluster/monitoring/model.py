@@ -13,7 +13,6 @@ from cluster.monitoring.names import (
     TRAINING_ROWS,
     TRAINING_RUNNING,
     TRAINING_STEP,
-    TRAINING_TOKENS,
     TRAINING_TOTAL,
     VALIDATION_LOSS,
 )
@@ -213,13 +212,10 @@ TRAINING = Row(
             width=6,
         ),
         Panel(
-            "Speed",
-            "Rows and, of language models, tokens a second, all workers together.",
+            "Rows a second",
+            "Trained on, all workers of a run together.",
             "short",
-            (
-                Query(f"{TRAINING_ROWS.series}{_MINE}", "{{run}}, rows"),
-                Query(f"{TRAINING_TOKENS.series}{_MINE}", "{{run}}, tokens", needs="llm"),
-            ),
+            (Query(f"{TRAINING_ROWS.series}{_MINE}", "{{run}}"),),
             width=6,
         ),
         Panel(

@@ -66,7 +66,7 @@ BATCH_SIZE = Metric(
 )
 INPUTS = Metric("shoal_inputs", "counter", ("model",), "inputs", "Inputs that went through the model")
 
-# Training, by the driver that follows the run: gone about 20 s after the driver is.
+# Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
 TRAINING_RUNNING = Metric("shoal_training_running", "gauge", _RUN, "", "1 while the run trains, 0 when it has ended")
 TRAINING_STEP = Metric("shoal_training_step", "gauge", _RUN, "steps", "Optimizer steps done")
@@ -77,7 +77,6 @@ TRAINING_HEARD = Metric(
 TRAINING_LOSS = Metric("shoal_training_loss", "gauge", _RUN, "", "Loss of the last step that was told of")
 VALIDATION_LOSS = Metric("shoal_validation_loss", "gauge", _RUN, "", "Loss over the held-out rows")
 TRAINING_ROWS = Metric("shoal_training_rows_per_second", "gauge", _RUN, "rows/s", "Rows trained on, all workers")
-TRAINING_TOKENS = Metric("shoal_training_tokens_per_second", "gauge", _RUN, "tokens/s", "Tokens trained on")
 
 METRICS = (
     REQUESTS,
@@ -92,5 +91,4 @@ METRICS = (
     TRAINING_LOSS,
     VALIDATION_LOSS,
     TRAINING_ROWS,
-    TRAINING_TOKENS,
 )

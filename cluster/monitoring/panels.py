@@ -17,8 +17,6 @@ class Query:
 
     expr: str
     legend: str
-    needs: Literal["", "gpu", "llm"] = ""
-    """As a panel's, for this query alone."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recording of our metrics, by ray.util.metrics: from the process that knows to Ray's agent on its node.
 
 A value costs 1.5 µs of CPU; Ray sends them along every few seconds. Without a Ray they go nowhere, and nothing fails.
+Ray forgets a gauge 20 s after it was last set, changed or not: whoever has one sets it again and again.
 """
 
 from __future__ import annotations
@@ -27,15 +28,14 @@ _TOLD = {
     "train/loss": names.TRAINING_LOSS,
     "validation/loss": names.VALIDATION_LOSS,
     "train/rows_per_second": names.TRAINING_ROWS,
-    "train/tokens_per_second": names.TRAINING_TOKENS,
 }
 
 
 class Requests:
     """The gateway's requests: how many, how they ended, how long they took, how many are under way.
 
-    A request only adds to what lies here; once a second it is handed to Ray, all together. All methods belong to one
-    event loop.
+    A request only adds to what lies here; once a second it is handed to Ray, all together, requests or none. All
+    methods belong to one event loop.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,6 @@ class Requests:
         for name in models:
             if name not in self._under_way:
                 self._under_way[name] = 0
-                self._in_flight.set(0, {"model": name})
 
     def routed(self, scope: Scope, name: str) -> None:
         """This request goes to that model, which is one that is served: the label must not be a client's choice. Said
@@ -59,10 +58,9 @@ class Requests:
         if _MODEL not in scope:
             scope[_MODEL] = name
             self._under_way[name] = self._under_way.get(name, 0) + 1
-            self._soon()
 
     def measured(self, answer: Answer) -> Answer:
-        """The ASGI coroutine, with its requests recorded."""
+        """The ASGI coroutine, with its requests recorded. Called in the loop that runs it."""
 
         async def measure(scope: Scope, receive: Any, send: Any) -> None:
             began, code = time.perf_counter(), LEFT
@@ -83,13 +81,15 @@ class Requests:
                 if name is not names.OTHER:
                     self._under_way[name] -= 1
                 self._ended.setdefault(name, []).append((code, time.perf_counter() - began))
-                self._soon()
 
+        self.flush()
         return measure
 
     def flush(self) -> None:
-        """Hand over what there is."""
-        self._timer = None
+        """Hand over what there is, and again in a second."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(EVERY_S, self.flush)
         ended, self._ended = self._ended, {}
         for name, requests in ended.items():
             for code, count in Counter(code for code, _ in requests).items():
@@ -99,10 +99,6 @@ class Requests:
                 self._seconds.observe(seconds, labels)
         for name, count in self._under_way.items():
             self._in_flight.set(count, {"model": name})
-
-    def _soon(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(EVERY_S, self.flush)
 
 
 class Passes:
@@ -123,6 +119,7 @@ class Training:
 
     def __init__(self, model: str, run: str) -> None:
         self._labels = {"model": model, "run": run}
+        self._values: dict[Metric, float] = {}
         self._set(names.TRAINING_RUNNING, 1)
         self._set(names.TRAINING_HEARD, time.time())
 
@@ -136,11 +133,17 @@ class Training:
             if (metric := _TOLD.get(key)) is not None:
                 self._set(metric, value)
 
+    def refresh(self) -> None:
+        """Say it all again: called every second or so while the run is under way, be there news or not."""
+        for metric, value in self._values.items():
+            self._set(metric, value)
+
     def ended(self) -> None:
         """The run is over, however it ended; this process may live on."""
         self._set(names.TRAINING_RUNNING, 0)
 
     def _set(self, metric: Metric, value: float) -> None:
+        self._values[metric] = float(value)
         instrument(metric).set(float(value), self._labels)
 
 
