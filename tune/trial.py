@@ -48,7 +48,8 @@ class Trial(Trainable):
     """Results: `mark` and the metrics at each validation; `step` of `total` now and then; at the end `ended`, which is
     finished (with the best checkpoint's metrics) or failed (with `error`)."""
 
-    def setup(self, config: dict[str, Any], *, plan: Plan) -> None:
+    def setup(self, config: dict[str, Any], plan: Plan | None = None) -> None:
+        assert plan is not None, "given by ray.tune.with_parameters"
         # Wherever the cluster put this actor, it works in the home of whoever began the sweep.
         os.environ["SHOAL_HOME"] = str(plan.home)
         self._plan = plan

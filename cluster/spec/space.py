@@ -34,7 +34,7 @@ def check(tune: Tune, train: BaseModel) -> None:
             kinds = ", ".join(tried) or "nothing"
             raise ValueError(f"{where}: {kinds}: write one of uniform, loguniform, int, logint, choice")
         ((kind, values),) = tried.items()
-        annotation = _swept(type(train), key, where)
+        _sweepable(type(train), key, where)
         if kind == "choice":
             _choice(values, where)
             probes = list(values)
@@ -42,7 +42,7 @@ def check(tune: Tune, train: BaseModel) -> None:
             low, high = _bounds(kind, values, where)
             probes = [low, high] if kind in ("int", "logint") else [low, high, low + _GOLDEN * (high - low)]
         for value in probes:
-            _takes(train, key, value, kind, annotation, where)
+            _takes(train, key, value, kind, where)
 
 
 def with_values(train: BaseModel, values: Mapping[str, Value]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def value_of(train: BaseModel, key: str) -> Any:
     return place
 
 
-def _swept(section: type[BaseModel], key: str, where: str) -> Any:
-    """The annotation of the key. Raises ValueError where there is none, or it cannot be swept."""
+def _sweepable(section: type[BaseModel], key: str, where: str) -> None:
+    """Raises ValueError where there is no such key, or it cannot be swept."""
     head, *path = key.split(".")
     if head != "train" or not path:
         hint = f"; write train.{key}" if head in section.model_fields else ""
@@ -82,7 +82,7 @@ def _swept(section: type[BaseModel], key: str, where: str) -> Any:
         if get_origin(annotation) is dict:
             if position < len(path) - 1:
                 raise ValueError(f"{where}: {known} holds plain values; write {known}.{part}")
-            return Any
+            return
         inner = _section(annotation)
         if inner is None:
             raise ValueError(f"{where}: {known} has no keys of its own; write {known}")
@@ -96,7 +96,6 @@ def _swept(section: type[BaseModel], key: str, where: str) -> Any:
         raise ValueError(f"{where}: a section; sweep its keys, {', '.join(f'{known}.{k}' for k in inner.model_fields)}")
     if get_origin(annotation) is dict:
         raise ValueError(f"{where}: a mapping; sweep what is in it, e.g. {known}.n_estimators")
-    return annotation
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -132,12 +131,12 @@ def _bounds(kind: str, values: list[Value], where: str) -> tuple[float, float]:
     return low, high
 
 
-def _takes(train: BaseModel, key: str, value: Value, kind: str, annotation: Any, where: str) -> None:
+def _takes(train: BaseModel, key: str, value: Value, kind: str, where: str) -> None:
     """Build the section with the value: what it refuses there, it would refuse in a trial."""
     try:
         type(train).model_validate(with_values(train, {key: value}))
     except ValidationError as error:
-        fault = error.errors()[0]
+        fault: dict[str, Any] = dict(error.errors()[0])
         message = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else fault["msg"]
         if kind in ("uniform", "loguniform") and fault["type"] == "int_from_float":
             whole = "int" if kind == "uniform" else "logint"
