@@ -81,20 +81,6 @@ SAMPLES: dict[str, Sample] = {
             models.minilm,
             MINILM,
         ),
-        Sample(
-            "smollm2",
-            "134.5M-parameter chat model; stands for HuggingFaceTB/SmolLM2-135M-Instruct, from its 4-bit weights",
-            ("models/smollm2",),
-            language.smollm2,
-            SMOLLM2,
-        ),
-        Sample(
-            "definitions",
-            "WordNet's definitions of 3,300 words as chats, 300 held out for test",
-            ("data/definitions",),
-            language.definitions,
-            WORDNET,
-        ),
         Sample("spam", "SpamAssassin mails (ham, spam), 1,000 held out for test", ("data/spam",), data.spam, SPAM),
         Sample(
             "digits",
@@ -103,6 +89,20 @@ SAMPLES: dict[str, Sample] = {
             data.digits,
         ),
         Sample("iris", "scikit-learn's 150 irises as tables", ("data/iris",), data.iris),
+        Sample(
+            "definitions",
+            "WordNet's definitions of 3,300 words as chats, 300 held out for test",
+            ("data/definitions",),
+            language.definitions,
+            WORDNET,
+        ),
+        Sample(
+            "smollm2",
+            "134.5M-parameter chat model; stands for HuggingFaceTB/SmolLM2-135M-Instruct, from its 4-bit weights",
+            ("models/smollm2",),
+            language.smollm2,
+            SMOLLM2,
+        ),
     )
 }
 

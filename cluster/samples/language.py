@@ -75,7 +75,8 @@ def smollm2(source: Path | None, into: Path, progress: Progress) -> None:
         config: Any = quantized.config
         del config.quantization_config
         del config._model_name_or_path  # what somebody called it in training
-        model: Any = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = transformers.LlamaForCausalLM(config)
+        model.to(torch.bfloat16)
         model.load_state_dict(quantized.state_dict())
         model.tie_weights()
         model.generation_config = transformers.GenerationConfig(
