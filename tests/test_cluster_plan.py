@@ -151,16 +151,15 @@ def test_memory_by_strategy(folder: Path, section: str, weights: int, gradients:
 
 
 def test_offloaded_and_adapted(folder: Path) -> None:
-    found = of(
-        folder, "train.workers=2", "train.parallel=deepspeed", "train.deepspeed.offload=cpu", "train.lora={rank: 4}"
-    )
+    adapted = ("task=text-generation", "train.lora={rank: 4}")
+    found = of(folder, *adapted, "train.workers=2", "train.parallel=deepspeed", "train.deepspeed.offload=cpu")
     # 4 * (in + out) of four squares of 64 and three of 64 x 128, in 2 layers.
     assert found.learning == 4 * 2 * (4 * 128 + 3 * 192)
     assert found.memory_worker is not None
     assert found.memory_worker["weights"] == 4 * (1500 + found.learning)
     assert found.memory_worker["optimizer on the host"] == 4 * found.learning
     assert f"about {found.learning:,} parameters learn" in "\n".join(found.lines())
-    few = of(folder, "train.lora={rank: 4, target_modules: [query, value]}")
+    few = of(folder, "task=text-generation", "train.lora={rank: 4, target_modules: [query, value]}")
     assert few.learning == 4 * 2 * 2 * 128
 
 

@@ -32,6 +32,7 @@ REACHABLE = {
     "spam.yaml": ["model=sentence-transformers/all-MiniLM-L6-v2"],
     "digits.yaml": ["model=google/vit-base-patch16-224-in21k", "train.from_scratch=false"],
     "iris.yaml": [],
+    "assistant.yaml": ["model=HuggingFaceTB/SmolLM2-135M-Instruct"],
 }
 SERVE = "name: tiny\ntask: text-classification\nmodel: org/tiny\n"
 TRAIN = SERVE + "data: {train: hf://org/rows, test: hf://org/more}\n"
@@ -43,7 +44,7 @@ def examples() -> list[Path]:
 
 def example(path: Path) -> Spec:
     """A shipped file, with data and model that pods can reach."""
-    overrides = list(REACHABLE.get(path.name, [])) if path.parent.parent.name == "train" else []
+    overrides = list(REACHABLE.get(path.name, [])) if load(path).data.train is not None else []
     spec = load(path)
     for split in ("train", "validation", "test"):
         if getattr(spec.data, split) is not None:
@@ -144,7 +145,7 @@ def test_a_changed_file_is_another_job_and_makes_the_service_look_again() -> Non
 
 def test_a_sweep_comes_and_goes_with_its_trials() -> None:
     job = one(
-        render([parse(TRAIN + "tune: {trials: 5}\ntrain: {node_pool: gpu, workers: 2}\n")], KUBE, "tune"), "RayJob"
+        render([parse(TRAIN + "tune: {trials: 5, space: {train.epochs: {choice: [1, 2]}}}\ntrain: {node_pool: gpu, workers: 2}\n")], KUBE, "tune"), "RayJob"
     )
     assert job["spec"]["entrypoint"] == "shoal tune /etc/shoal/tiny.yaml"
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
