@@ -152,7 +152,8 @@ def test_ctrl_c_and_kill_9_of_the_driver_and_then_the_rest(world: Any) -> None:
 
 def test_asha_ends_what_falls_behind_and_its_workers(world: Any) -> None:
     sections = {
-        "train": {**LONG["train"], "epochs": 2},
+        # Long enough for the end to come in the middle: training does not wait for the scheduler.
+        "train": {**LONG["train"], "epochs": 6},
         "tune": {
             "trials": 3,
             "space": {"train.learning_rate": {"choice": [3e-3, 1e-9, 2e-9]}},
@@ -165,8 +166,8 @@ def test_asha_ends_what_falls_behind_and_its_workers(world: Any) -> None:
     runs = trials(world, "early")
     assert [runs[trial].status for trial in "012"] == ["FINISHED", "KILLED", "KILLED"]
     for trial in "12":
-        assert runs[trial].tags["shoal.pruned"] in ("at validation 1", "at validation 3"), "where there are rungs"
-        assert int(runs[trial].tags["shoal.step"]) < 300
+        assert runs[trial].tags["shoal.pruned"] in ("at validation 3", "at validation 9"), "where there are rungs"
+        assert int(runs[trial].tags["shoal.step"]) < 900
     assert workers() == []
     assert not list((world.home / "runs").glob("early-*")), "checkpoints that nobody goes on with are gone"
 
