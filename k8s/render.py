@@ -12,13 +12,14 @@ from typing import Any, Literal
 from cluster import tasks
 from cluster.errors import InputError
 from cluster.plan.checks import kind
-from cluster.serving import GATEWAY, QUIET, gateway_application, model_application
+from cluster.serving import GATEWAY, QUIET, gateway_application
 from cluster.settings.kubernetes import Kubernetes
 from cluster.spec import Spec
 from k8s import pools, reach
 from k8s.documents import to_yaml
 from k8s.names import FILES, POOL, digest, labels, resource_name
 from k8s.pods import SERVE_PORT, one_pod, ray_cluster, submitter
+from k8s.served import served
 
 Verb = Literal["up", "train", "tune", "serve"]
 Manifest = dict[str, Any]
@@ -104,26 +105,18 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
     # In one order, whatever that of the files: KubeRay would take another one for another cluster.
     specs = sorted(specs, key=lambda spec: spec.name)
     choices: dict[str, pools.Choice] = {}
-    applications, models = [], {}
+    applications: list[Manifest] = []
+    models: dict[str, Any] = {}
     for spec in specs:
         row = tasks.servable(spec)
         kind(spec, row, spec.data.train is not None)
         reach.check(spec, kube, trains=spec.data.train is not None)
         choice = pools.of_serving(spec, kube)
         choices[choice.name] = _both(choices.get(choice.name), choice)
-        version = f"models:/{spec.name}@champion" if spec.data.train is not None else spec.model
-        # What is served is looked up when a replica starts. After another training that is to happen anew, so the
-        # attempt, which is all that a configuration can change without changing anything else, goes with the job.
-        application = model_application(spec, model_uri=version, folder=version, attempt=attempts.get(spec.name, 0))
+        application, told = served(spec, attempt=attempts.get(spec.name, 0))
         _pin(application, choice.name)
         applications.append(application)
-        models[spec.name] = {
-            "task": row.name,
-            "version": version,
-            "request": row.request,
-            "response": row.response,
-            "timeout_s": spec.serve.request_timeout_s,
-        }
+        models |= told
     marks = labels(name, "serve")
     metadata = _metadata(name, kube, marks, [spec.name for spec in specs])
     files = f"{name}-files"

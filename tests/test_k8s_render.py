@@ -145,7 +145,17 @@ def test_a_changed_file_is_another_job_and_makes_the_service_look_again() -> Non
 
 def test_a_sweep_comes_and_goes_with_its_trials() -> None:
     job = one(
-        render([parse(TRAIN + "tune: {trials: 5, space: {train.epochs: {choice: [1, 2]}}}\ntrain: {node_pool: gpu, workers: 2}\n")], KUBE, "tune"), "RayJob"
+        render(
+            [
+                parse(
+                    TRAIN
+                    + "tune: {trials: 5, space: {train.epochs: {choice: [1, 2]}}}\ntrain: {node_pool: gpu, workers: 2}\n"
+                )
+            ],
+            KUBE,
+            "tune",
+        ),
+        "RayJob",
     )
     assert job["spec"]["entrypoint"] == "shoal tune /etc/shoal/tiny.yaml"
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
@@ -346,3 +356,33 @@ def test_rendering_imports_nothing_heavy_and_takes_no_time(tmp_path: Path) -> No
     assert "not checked: its CRDs (SHOAL_KUBERAY_CRDS names their folder)" in done.stderr
     for heavy in ("ray", "torch", "transformers", "mlflow", "kubernetes", "numpy", "pandas"):
         assert heavy not in modules, heavy
+
+
+def test_a_language_model_is_its_base_with_the_champion_as_adapter() -> None:
+    spec = parse(
+        "name: chat\ntask: text-generation\nmodel: org/base\ndata: {train: hf://org/chats}\ntrain: {lora: {rank: 8}}\n"
+    )
+    gateway, model = serve_config(render([spec], KUBE, "serve"))["applications"]
+    assert (model["import_path"], model["args"]["folder"], model["args"]["attempt"]) == (
+        "serve.llm:build",
+        "org/base",
+        0,
+    )
+    entry = {"version": "models:/chat@champion", "folder": "models:/chat@champion", "tag": "champion"}
+    assert model["deployments"][0]["user_config"]["adapters"] == {"chat": entry}
+    known = gateway["deployments"][0]["user_config"]["models"]
+    assert known.keys() == {"chat", "chat:base"}
+    assert (known["chat"]["parent"], known["chat:base"]["application"]) == ("chat:base", "chat")
+    # Another training loads another adapter into the engine that runs: its arguments stay as they are.
+    first, second = (
+        serve_config(render([spec.model_copy(update={"evaluate": spec.evaluate, "train": train}).at(spec.base)], KUBE))
+        for train in (spec.train, spec.train.model_copy(update={"epochs": 2}))
+    )
+    assert first["applications"][1]["args"] == second["applications"][1]["args"]
+    tags = [
+        config["applications"][1]["deployments"][0]["user_config"]["adapters"]["chat"]["tag"]
+        for config in (first, second)
+    ]
+    assert len(set(tags)) == 2
+    said = refused("name: a\ntask: text-generation\nmodel: org/base\nserve: {llm: {onto: chat}}\n", KUBE, "serve")
+    assert said.startswith("serve.llm.onto: chat: on Kubernetes every file has an engine of its own")
