@@ -144,19 +144,8 @@ def test_a_changed_file_is_another_job_and_makes_the_service_look_again() -> Non
 
 
 def test_a_sweep_comes_and_goes_with_its_trials() -> None:
-    job = one(
-        render(
-            [
-                parse(
-                    TRAIN
-                    + "tune: {trials: 5, space: {train.epochs: {choice: [1, 2]}}}\ntrain: {node_pool: gpu, workers: 2}\n"
-                )
-            ],
-            KUBE,
-            "tune",
-        ),
-        "RayJob",
-    )
+    sweep = "tune: {trials: 5, space: {train.epochs: {choice: [1, 2]}}}\n"
+    job = one(render([parse(f"{TRAIN}{sweep}train: {{node_pool: gpu, workers: 2}}\n")], KUBE, "tune"), "RayJob")
     assert job["spec"]["entrypoint"] == "shoal tune /etc/shoal/tiny.yaml"
     (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (group["groupName"], group["minReplicas"], group["maxReplicas"]) == ("gpu", 1, 10)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.cli.options import as_json, file_and_overrides
+from cluster.cli.options import as_json, file_and_overrides, on_cluster
 from cluster.cli.output import Output
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @file_and_overrides
 @as_json
+@on_cluster()
 def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Sweep over what the `tune` section of FILE says, then judge and register the best trial.
 

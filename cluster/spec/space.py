@@ -14,6 +14,7 @@ from cluster.spec.tune import Tune, Value
 _FIXED = {
     "workers": "it does not change the model",
     "max_failures": "it does not change the model",
+    "node_pool": "it does not change the model",
     "parallel": "it does not change the model",
     "deepspeed": "it does not change the model",
     "gradient_accumulation_steps": "it does not change the model",
