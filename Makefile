@@ -16,10 +16,11 @@ else
 TORCH := UV_TORCH_BACKEND=cpu
 endif
 
-.PHONY: help setup lock demo test test-fast check fix clean
+.PHONY: help setup lock demo demo-llm test test-fast check fix clean
 
 help:
 	@echo "make demo       fine-tune, evaluate, register, serve and ask a real model; then stop cleanly"
+	@echo "make demo-llm   the same for a chat model: LoRA under ZeRO-2, vLLM, Prometheus, Kubernetes manifests"
 	@echo "make test       every test (35 minutes at most on 2 cores); make test-fast: 3 minutes"
 	@echo "make check      format, lint, types, import contracts; make fix: mend what can be mended"
 	@echo "make setup      only build .venv from the lock; make lock: resolve the lock anew"
@@ -42,6 +43,9 @@ lock:
 
 demo: setup
 	$(BIN)/shoal demo
+
+demo-llm: setup
+	$(BIN)/shoal demo assistant
 
 test: setup
 	$(BIN)/python -m pytest -q
