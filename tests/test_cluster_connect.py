@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cluster import connect, embedded, ports, processes, serving
-from cluster.errors import ClusterGone, InputError
+from cluster.errors import InputError
 from cluster.settings import Http, RayNode, Settings
 
 SESSION = """
@@ -316,11 +316,38 @@ def test_a_second_home_has_its_own_and_a_signal_ends_all_of_it(kept, tmp_path, n
     assert first.alive
 
 
+GOES_AWAY = """
+import os, signal, time
+import ray
+from ray.exceptions import GetTimeoutError
+from cluster import connect, embedded
+from cluster.errors import ClusterGone
+from cluster.settings import home
+
+@ray.remote
+def forever():
+    time.sleep(1000)
+
+try:
+    with connect.session() as cluster:
+        assert cluster.started
+        waiting = forever.remote()
+        try:
+            ray.get(waiting, timeout=2)
+            raise SystemExit("it does not wait")
+        except GetTimeoutError:
+            pass
+        began = time.monotonic()
+        os.kill(embedded.read(home()).pids["raylet"][0], signal.SIGKILL)
+        ray.get(waiting)
+except ClusterGone as error:
+    assert time.monotonic() - began < 20
+    print(error)
+"""
+
+
 @pytest.mark.slow
 def test_what_kill_9_left_is_cleared_and_a_ray_that_goes_away_is_said_so(home: Path):
-    import ray
-    from ray.exceptions import GetTimeoutError
-
     with connect.session(keep=True) as cluster:
         assert cluster.started
         old = state_of(home)
@@ -331,26 +358,11 @@ def test_what_kill_9_left_is_cleared_and_a_ray_that_goes_away_is_said_so(home: P
     leftovers = processes.members(Path(old.scratch))
     assert leftovers
 
-    @ray.remote
-    def forever() -> None:
-        time.sleep(1000)
-
-    began: list[float] = []
-
-    def use_one_that_goes_away() -> None:
-        with connect.session() as cluster:
-            assert cluster.started
-            assert not any(processes.alive(process) for process in leftovers)
-            waiting = forever.remote()
-            with pytest.raises(GetTimeoutError):
-                ray.get(waiting, timeout=2)
-            began.append(time.monotonic())
-            os.kill(state_of(home).pids["raylet"][0], signal.SIGKILL)
-            ray.get(waiting)
-
-    with pytest.raises(ClusterGone, match="run the command again"):
-        use_one_that_goes_away()
-    assert time.monotonic() - began[0] < 20
+    # In a process of its own: where Ray's client finds out before we do, it ends the process that it is in.
+    done = subprocess.run([sys.executable, "-c", GOES_AWAY], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run the command again" in done.stdout
+    assert not any(processes.alive(process) for process in leftovers)
     assert_nothing_left(home, embedded.scratch_folder(home))
 
 
