@@ -11,7 +11,6 @@ import importlib
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -33,6 +32,7 @@ from serve.asgi import (
     respond,
 )
 from serve.batch import Batcher
+from serve.located import located
 
 log = logging.getLogger("ray.serve")
 # Decoding more than this takes longer than handing it to a thread.
@@ -57,11 +57,6 @@ class Model:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = ModelArgs.model_validate(args)
-        if not Path(self.args.folder).is_dir():
-            raise RunFailed(
-                f"{self.args.folder} is not on this replica's node; set SHOAL_HOME to a folder of storage that all "
-                "nodes of the cluster share"
-            )
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
         self.handler.setup(located(self.args.folder), self.args.device)
@@ -137,16 +132,6 @@ class Model:
                     log.exception("%s: an input failed", self.args.name)
                     outputs.append(RunFailed(f"the model failed on this input: {type(error).__name__}"))
         return outputs
-
-
-def located(folder: str) -> Path:
-    """The folder of a model's files. On Kubernetes it is a reference (models:/name@alias, a Hub id), which the replica
-    itself fetches, because what was deployed from is another machine. Raises InputError, RunFailed."""
-    if Path(folder).is_absolute():
-        return Path(folder)
-    from cluster.registry import resolve
-
-    return resolve(folder)
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

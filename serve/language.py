@@ -81,7 +81,7 @@ def place(spec: Spec, found: Source, change: Change, described: Mapping[str, Any
             f"(shoal down {next(iter(others))})"
         )
     if found.adapter is not None:
-        _check_rank(found.adapter, spec.serve.llm.max_lora_rank)
+        _check_room(found.adapter, spec.serve.llm.model_dump())
     wanted = model_application(
         spec,
         model_uri=found.base_version,
@@ -132,7 +132,7 @@ def _onto(spec: Spec, other: str, found: Source, change: Change, described: Mapp
             f"serve.llm.onto: {other} serves {args['version']}, and this adapter comes from {found.base_version}, "
             "which holds other weights; put it onto an engine with its own base"
         )
-    _check_rank(found.adapter, args["engine"]["max_lora_rank"])
+    _check_room(found.adapter, args["engine"])
     name = engine.served_name(spec)
     wanted = copy.deepcopy(application)
     wanted["deployments"][0]["user_config"]["adapters"][name] = found.entry
@@ -160,8 +160,14 @@ def _base(spec: Spec, model_uri: str) -> tuple[str, Path]:
     return reference.text, resolve(reference, registry)
 
 
-def _check_rank(adapter: adapters.Adapter, most: int) -> None:
-    if adapter.rank > most:
+def _check_room(adapter: adapters.Adapter, keys: Mapping[str, Any]) -> None:
+    """Whether an engine of these keys takes the adapter. Raises InputError."""
+    if keys["max_loras"] == 0:
+        raise InputError(
+            f"serve.llm.max_loras: 0: {adapter.folder} is an adapter, and its engine takes none; write 4 in the file "
+            "of that engine (it starts again)"
+        )
+    if adapter.rank > (most := keys["max_lora_rank"]):
         raise InputError(
             f"{adapter.folder}: an adapter of rank {adapter.rank}, and its engine takes {most}; raise "
             "serve.llm.max_lora_rank in the file of the engine (it starts again), or lower train.lora.rank"

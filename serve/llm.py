@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +17,7 @@ from ray import serve
 from cluster.errors import RunFailed, ShoalError
 from serve import adapters
 from serve.asgi import Message, Receive, Scope, Send, declared_length, encode, respond, too_large
+from serve.located import located
 from serve.openai_routes import refuse, refuse_error
 from serve.vllm_engine import Engine, EngineKeys
 
@@ -59,7 +59,7 @@ class Llm:
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Start the engine. Called once, before the first `reconfigure`."""
-        self.folder = self._resolve(self.args.folder)
+        self.folder = located(self.args.folder)
         self.engine = await Engine.start(self.args.name, self.folder, self.args.engine, device=self.args.device)
         return self._application(self.engine)
 
@@ -100,18 +100,10 @@ class Llm:
             self.engine = None
 
     async def _load(self, engine: Engine, name: str, adapter: Mapping[str, str]) -> None:
-        folder = self._resolve(adapter["folder"])
+        folder = located(adapter["folder"])
         checked = adapters.inspect(folder, max_rank=self.args.engine.max_lora_rank)
         adapters.check_fit(checked, self.folder)
         await engine.load(name, folder, adapter["tag"])
-
-    def _resolve(self, text: str) -> Path:
-        """A folder as it is; any other reference through the registry or from the Hub."""
-        if Path(text).is_dir():
-            return Path(text)
-        from cluster.registry import resolve
-
-        return resolve(text)
 
     def _running(self) -> Engine:
         if self.engine is None:

@@ -178,11 +178,7 @@ def arguments(name: str, folder: Path, keys: EngineKeys, *, device: str) -> Name
         "max_num_seqs": keys.max_num_seqs,
         "tensor_parallel_size": keys.tensor_parallel_size,
         "gpu_memory_utilization": keys.gpu_memory_utilization,
-        "enable_lora": True,
-        "max_loras": keys.max_loras,
-        "max_lora_rank": keys.max_lora_rank,
-        # Held in memory beside those that are in use; one beyond them is read from its folder again when it is asked.
-        "max_cpu_loras": max(16, 2 * keys.max_loras),
+        **_adapters(keys),
         # No prompt goes to a log, no page of other sites may ask, no documentation pages, no stack traces.
         "enable_log_requests": False,
         "allowed_origins": [],
@@ -197,6 +193,18 @@ def arguments(name: str, folder: Path, keys: EngineKeys, *, device: str) -> Name
     for key, value in chosen.items():
         setattr(options, key, value)
     return options
+
+
+def _adapters(keys: EngineKeys) -> dict[str, Any]:
+    if keys.max_loras == 0:
+        return {"enable_lora": False}
+    return {
+        "enable_lora": True,
+        "max_loras": keys.max_loras,
+        "max_lora_rank": keys.max_lora_rank,
+        # Held in memory beside those that are in use; one beyond them is read from its folder again when it is asked.
+        "max_cpu_loras": max(16, 2 * keys.max_loras),
+    }
 
 
 def _environment(keys: EngineKeys, device: str) -> None:

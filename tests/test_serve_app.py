@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import serve_tiny as tiny
 
-from cluster.errors import NotFound
+from cluster.errors import NotFound, RunFailed
 from cluster.registry import Registry
-from serve.app import Model, located
+from serve.app import Model
+from serve.located import located
 
 pytestmark = pytest.mark.slow  # MLflow and torch
 
@@ -39,3 +40,5 @@ def test_a_replica_looks_its_model_up(tmp_path: Path, monkeypatch: pytest.Monkey
     assert located(str(folders[0])) == folders[0]
     with pytest.raises(NotFound):
         located("models:/ham@champion")
+    with pytest.raises(RunFailed, match="gone is not on this replica's node; set SHOAL_HOME to a folder of storage"):
+        located(str(tmp_path / "gone"))

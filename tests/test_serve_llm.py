@@ -60,10 +60,10 @@ def plain(folders):
     return parse(f"name: tiny\ntask: text-generation\nmodel: {folders['base']}\nserve: {{{ENGINE}}}}}")
 
 
-def tuned(folders, name="tiny", base="base", onto=""):
+def tuned(folders, name="tiny", base="base", onto="", overrides=()):
     extra = f", onto: {onto}" if onto else ""
     head = f"name: {name}\ntask: text-generation\nmodel: {folders[base]}\n"
-    return parse(f"{head}{TUNED}serve: {{{ENGINE}{extra}}}}}")
+    return parse(f"{head}{TUNED}serve: {{{ENGINE}{extra}}}}}", overrides)
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +283,9 @@ def test_adapters_come_change_and_go_while_the_engine_answers(client, cluster, f
                     folder=folders[key],
                     **options,
                 )
+        none = tuned(folders, overrides=["serve.llm.max_loras=0"])
+        with pytest.raises(InputError, match=r"max_loras: 0: .* is an adapter, and its engine takes none"):
+            run.deploy(none, model_uri="models:/tiny/3", folder=folders["second"], **options)
         with pytest.raises(NotFound, match="no language model 'nobody' is served; these are: tiny"):
             run.deploy(tuned(folders, "verse", onto="nobody"), model_uri="x", folder=folders["first"], **options)
         assert complete(client, "tiny:verse") == ("tiny:verse@1", said["first"])

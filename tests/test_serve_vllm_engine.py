@@ -30,6 +30,8 @@ def test_the_arguments_are_vllms_own():
     assert (taken.model, taken.served_model_name) == ("/models/base", ["chat"])
     assert (taken.trust_remote_code, taken.load_format) == (False, "safetensors")
     assert (taken.enable_lora, taken.max_loras, taken.max_lora_rank, taken.max_cpu_loras) == (True, 3, 32, 16)
+    none = arguments("chat", Path("/models/base"), KEYS.model_copy(update={"max_loras": 0}), device="cpu")
+    assert not AsyncEngineArgs.from_cli_args(none).enable_lora
     assert (taken.enforce_eager, taken.kv_cache_memory_bytes, taken.max_model_len) == (True, 2**28, -1)
     assert (taken.enable_log_requests, taken.disable_log_stats) == (False, True)
     on_gpus = AsyncEngineArgs.from_cli_args(arguments("chat", Path("/models/base"), KEYS, device="cuda"))

@@ -25,8 +25,9 @@ class Llm(Section):
     """Share of a GPU's memory that the engine takes, on GPUs."""
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs of one machine that share one copy."""
-    max_loras: Annotated[int, Field(ge=1, le=256)] = 4
-    """Different adapters in one step of the engine; more may be loaded, and take turns."""
+    max_loras: Annotated[int, Field(ge=0, le=256)] = 4
+    """Different adapters in one step of the engine; more may be loaded, and take turns. 0: none can be loaded, and none
+    of what it costs every step to be ready for them."""
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 16
     """Highest rank of an adapter."""
     onto: Annotated[str, Field(pattern=NAME)] | None = None

@@ -175,12 +175,14 @@ def _cpu(server: Server) -> dict[int, float]:
 
 
 def _shoal(folder: Path, work: Path, stack: ExitStack, adapter: Path | None) -> list[Server]:
+    """Ready for adapters only where one is given: like is compared with like."""
     os.environ["SHOAL_HOME"] = str(work / "home")
     from cluster import connect, embedded, processes
     from cluster.spec import parse
     from serve import run
 
     keys = f"max_model_len: {LENGTH}, max_num_seqs: {SEQUENCES}, kv_cache_gb: {CACHE_GB}"
+    keys += f", max_loras: {4 if adapter is not None else 0}"
     head = f"name: bench\ntask: text-generation\nmodel: {folder}\n"
     spec = parse(f"{head}serve: {{num_cpus: {THREADS}, max_ongoing_requests: 128, llm: {{{keys}}}}}")
     cluster = stack.enter_context(connect.session())
