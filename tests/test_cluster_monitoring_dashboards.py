@@ -16,14 +16,10 @@ from test_cluster_cli import shoal
 from cluster.errors import NotFound
 from cluster.monitoring import names
 from cluster.monitoring.dashboards import PAGES, dashboard
+from cluster.monitoring.live import plain
 from cluster.monitoring.panels import Panel, Query
 
 QUERIES = [(page, panel, query) for page in PAGES.values() for panel in page.panels for query in panel.queries]
-
-
-def plain(expr: str, model: str = "reviews", window: str = "1m") -> str:
-    """The expression as Grafana sends it: its variables replaced."""
-    return expr.replace("$__rate_interval", window).replace("$model", model)
 
 
 def metrics_of(expr: str) -> set[str]:
@@ -39,7 +35,7 @@ def metrics_of(expr: str) -> set[str]:
                 if isinstance(one, promql_parser.Expr):
                     walk(one)
 
-    walk(promql_parser.parse(plain(expr)))
+    walk(promql_parser.parse(plain(expr, "reviews")))
     return found
 
 
@@ -87,7 +83,7 @@ def test_it_is_the_same_every_time():
 
 @pytest.mark.parametrize(("page", "panel", "query"), QUERIES, ids=lambda value: getattr(value, "title", ""))
 def test_every_expression_parses_and_fits_its_legend(page: Any, panel: Panel, query: Query):
-    promql_parser.parse(plain(query.expr))
+    promql_parser.parse(plain(query.expr, "reviews"))
     assert ("$model" in query.expr) == page.models
     # A sum keeps only the labels it is made by: a legend that names another would be empty.
     if (kept := re.match(r"(?:sum|max|histogram_quantile\([^,]*, sum) by \(([^)]*)\)", query.expr)) is not None:

@@ -18,11 +18,12 @@ import llm_served_tiny
 import pytest
 import serve_tiny
 import train_tiny
-from test_cluster_monitoring_dashboards import QUERIES, plain
+from test_cluster_monitoring_dashboards import QUERIES
 
 from cluster import connect, embedded
 from cluster.monitoring import names, server
 from cluster.monitoring.dashboards import PAGES
+from cluster.monitoring.live import plain, seen
 from cluster.registry import Registry
 from cluster.settings import Prometheus
 from cluster.spec import parse
@@ -53,11 +54,6 @@ class Asker:
         found = self("query", query=expr)["result"]
         assert len(found) < 2, found
         return float(found[0]["value"][1]) if found else math.nan
-
-    def seen(self, expr: str, since: float) -> bool:
-        """Whether an expression had a value that is a number, at any time since then."""
-        found = self("query_range", query=expr, start=since, end=time.time(), step=2)["result"]
-        return any(math.isfinite(float(value)) for series in found for _, value in series["values"])
 
 
 def until(what: Callable[[], Any], seconds: float = WAIT_S) -> Any:
@@ -153,7 +149,7 @@ def test_every_panel_has_data(world: Any):
 
     def missing() -> list[tuple[str, str]]:
         world.chat()
-        return sorted((title, expr) for title, expr in wanted if not world.ask.seen(expr, world.since))
+        return sorted((title, expr) for title, expr in wanted if not seen(world.ask.url, expr, since=world.since))
 
     assert until(lambda: not missing()), missing()
     panels = [panel for page in PAGES.values() for panel in page.panels]
@@ -161,8 +157,8 @@ def test_every_panel_has_data(world: Any):
     print(f"panels with live data: {len(live)} of {len(panels)} ({len(live) / len(panels):.0%})")
     # And those that say they need a GPU do, here at least: a panel with data must not be excused.
     for _, panel, query in QUERIES:
-        if panel.needs not in asked and not world.ask.seen("ray_node_gpus_available", world.since):
-            assert not world.ask.seen(plain(query.expr, NAME), world.since), panel.title
+        if panel.needs not in asked and not seen(world.ask.url, "ray_node_gpus_available", since=world.since):
+            assert not seen(world.ask.url, plain(query.expr, NAME), since=world.since), panel.title
 
 
 def test_tokens_are_counted_by_the_engine(world: Any):

@@ -36,12 +36,14 @@ def command(story: str, keep: bool, into: str, as_json: bool) -> None:
     """
     from cluster import connect, samples
     from cluster.cli import stages, up
-    from cluster.cli.stories import STORIES
+    from cluster.cli.stories import STORIES, watch
+    from cluster.monitoring import server
     from cluster.spec import load
 
     chosen = STORIES[story]
     home = Path(".shoal/demo").resolve()
     os.environ["SHOAL_HOME"] = str(home)
+    server.stop(home)
     connect.down()
     shutil.rmtree(home, ignore_errors=True)
     folder = Path(into).resolve()
@@ -52,6 +54,8 @@ def command(story: str, keep: bool, into: str, as_json: bool) -> None:
         spec = load(chosen.file, chosen.overrides(folder))
         more = {}
         try:
+            if chosen.watched:
+                watch(out)
             result = up.run(spec, out, journal)
             with journal.stage("ask"):
                 asked = chosen.ask(result, folder)
@@ -61,6 +65,7 @@ def command(story: str, keep: bool, into: str, as_json: bool) -> None:
         finally:
             if not keep:
                 with journal.stage("down"):
+                    server.stop(home)
                     connect.down()
         times = [[name, f"{seconds:.1f}", peak.megabytes.get(name, 0)] for name, seconds in journal.seconds.items()]
         out.say(f"\n{chosen.told(result, asked)}\n")

@@ -32,6 +32,7 @@ class Story:
     columns: tuple[str, ...]
     ask: Callable[[dict[str, Any], Path], list[dict[str, Any]]]
     then: tuple[tuple[str, Callable[[Output, dict[str, Any], Path], dict[str, Any]]], ...] = ()
+    watched: bool = False
 
     def overrides(self, samples: Path) -> list[str]:
         """The example's paths, as they are in this samples folder; what it says of rows stays."""
@@ -89,13 +90,23 @@ def _words(result: dict[str, Any], samples: Path) -> list[dict[str, Any]]:
     return answers
 
 
-def _watched(out: Output, result: dict[str, Any], samples: Path) -> dict[str, Any]:
-    """Prometheus over the cluster while the model is asked on: which panels of its dashboard have data."""
-    from cluster.monitoring import live, server
+def watch(out: Output) -> None:
+    """Start Prometheus over what is to come, where there is one on this machine."""
+    from cluster.monitoring import server
     from cluster.settings import home, settings
 
     if shutil.which("prometheus") is None:
-        out.say("watch: prometheus is not on PATH, so nothing watches (apt-get install prometheus brings it)")
+        return out.say("watch: prometheus is not on PATH, so nothing watches (apt-get install prometheus brings it)")
+    server.start(home(), settings().prometheus, out.progress)
+    return None
+
+
+def _watched(out: Output, result: dict[str, Any], samples: Path) -> dict[str, Any]:
+    """Ask on, until Prometheus has seen some of it: which panels of the model's dashboard have had data."""
+    from cluster.monitoring import live, server
+    from cluster.settings import home
+
+    if (found := server.running(home())) is None:
         return {}
     over = threading.Event()
 
@@ -106,12 +117,10 @@ def _watched(out: Output, result: dict[str, Any], samples: Path) -> dict[str, An
     asker = threading.Thread(target=go_on_asking)
     asker.start()
     try:
-        found, _ = server.start(home(), settings().prometheus, out.progress)
-        panels = live.wait(found.url, "model", model=result["name"], progress=out.progress)
+        panels = live.wait(found.url, "model", model=result["name"], since=found.created, progress=out.progress)
     finally:
         over.set()
         asker.join()
-        server.stop(home())
     shown = [name for name, lives in panels.items() if lives]
     out.say(f"watch: {len(shown)} of {len(panels)} panels of the model's dashboard have data: {', '.join(shown)}")
     return {"panels": len(panels), "live": len(shown)}
@@ -154,5 +163,6 @@ ASSISTANT = Story(
     columns=("question", "dictionary", "tuned", "base"),
     ask=_words,
     then=(("watch", _watched), ("render", _rendered)),
+    watched=True,
 )
 STORIES = {"spam": SPAM, "assistant": ASSISTANT}

@@ -18,7 +18,7 @@ from cluster.progress import Progress, silent
 WAIT_S = 60.0
 
 
-def plain(expr: str, *, model: str = "", window: str = "1m") -> str:
+def plain(expr: str, model: str = "", window: str = "1m") -> str:
     """An expression as Grafana sends it: its variables replaced."""
     return expr.replace(WINDOW, window).replace(MODEL, model)
 
@@ -37,9 +37,10 @@ def seen(url: str, expr: str, *, since: float) -> bool:
 
 
 def wait(
-    url: str, page: str, *, model: str = "", seconds: float = WAIT_S, progress: Progress = silent
+    url: str, page: str, *, model: str = "", since: float, seconds: float = WAIT_S, progress: Progress = silent
 ) -> dict[str, bool]:
-    """Panels of a page, without those that need a GPU, and whether each has data; waits for it `seconds` at most."""
+    """Panels of a page, without those that need a GPU, and whether each has had data `since` then; waits for it
+    `seconds` at most."""
     began = time.time()
     panels = {panel.title: panel for panel in PAGES[page].panels if panel.needs != "gpu"}
     lives = dict.fromkeys(panels, False)
@@ -47,7 +48,7 @@ def wait(
         progress("watch", spent, seconds, f"{sum(lives.values())} of {len(lives)} panels")
         time.sleep(2)
         for title, panel in panels.items():
-            asked = (plain(query.expr, model=model) for query in panel.queries)
-            lives[title] = lives[title] or all(seen(url, expr, since=began - 60) for expr in asked)
+            asked = (plain(query.expr, model) for query in panel.queries)
+            lives[title] = lives[title] or all(seen(url, expr, since=since) for expr in asked)
     progress("watch", seconds, seconds, f"{sum(lives.values())} of {len(lives)} panels")
     return lives
