@@ -8,16 +8,12 @@ from cluster.monitoring.names import (
     INPUTS,
     LATENCY,
     REQUESTS,
-    TRAINING_HEARD,
     TRAINING_LOSS,
-    TRAINING_ROWS,
-    TRAINING_RUNNING,
-    TRAINING_STEP,
-    TRAINING_TOTAL,
     VALIDATION_LOSS,
 )
 from cluster.monitoring.overview import STATES
 from cluster.monitoring.panels import MODEL, WINDOW, Page, Panel, Query, Row, quantiles, rate
+from cluster.monitoring.training import training
 
 _MINE = f'{{model="{MODEL}"}}'
 _FAILED = f'{{model="{MODEL}", code=~"5..|429"}}'
@@ -190,41 +186,18 @@ ENGINE = Row(
     ),
 )
 
-TRAINING = Row(
-    "Training",
-    (
-        Panel(
-            "Progress",
-            "Steps done of those to do.",
-            "percentunit",
-            (Query(f"{TRAINING_STEP.series}{_MINE} / {TRAINING_TOTAL.series}{_MINE}", "{{run}}"),),
-            width=6,
-            most=1,
+TRAINING = training(
+    _MINE,
+    "{{run}}",
+    Panel(
+        "Loss",
+        "In training, and over the held-out rows.",
+        "short",
+        (
+            Query(f"{TRAINING_LOSS.series}{_MINE}", "{{run}}"),
+            Query(f"{VALIDATION_LOSS.series}{_MINE}", "{{run}}, held out"),
         ),
-        Panel(
-            "Loss",
-            "In training, and over the held-out rows.",
-            "short",
-            (
-                Query(f"{TRAINING_LOSS.series}{_MINE}", "{{run}}"),
-                Query(f"{VALIDATION_LOSS.series}{_MINE}", "{{run}}, held out"),
-            ),
-            width=6,
-        ),
-        Panel(
-            "Rows a second",
-            "Trained on, all workers of a run together.",
-            "short",
-            (Query(f"{TRAINING_ROWS.series}{_MINE}", "{{run}}"),),
-            width=6,
-        ),
-        Panel(
-            "Since the last step",
-            "How long a run that is under way has told of no step.",
-            "s",
-            (Query(f"time() - {TRAINING_HEARD.series}{_MINE} and {TRAINING_RUNNING.series}{_MINE} == 1", "{{run}}"),),
-            width=6,
-        ),
+        width=6,
     ),
 )
 

@@ -6,14 +6,11 @@ from cluster.monitoring.names import (
     IN_FLIGHT,
     LATENCY,
     REQUESTS,
-    TRAINING_HEARD,
     TRAINING_LOSS,
-    TRAINING_ROWS,
     TRAINING_RUNNING,
-    TRAINING_STEP,
-    TRAINING_TOTAL,
 )
 from cluster.monitoring.panels import Page, Panel, Query, Row, quantile, rate
+from cluster.monitoring.training import training
 
 # Serve's own numbers for the states of an application.
 STATES = (
@@ -175,38 +172,15 @@ SERVING = Row(
     ),
 )
 
-TRAINING = Row(
-    "Training",
-    (
-        Panel(
-            "Progress",
-            "Steps done of those to do.",
-            "percentunit",
-            (Query(f"{TRAINING_STEP.series} / {TRAINING_TOTAL.series}", "{{model}} {{run}}"),),
-            width=6,
-            most=1,
-        ),
-        Panel(
-            "Loss",
-            "Of the last step that was told of.",
-            "short",
-            (Query(TRAINING_LOSS.series, "{{model}} {{run}}"),),
-            width=6,
-        ),
-        Panel(
-            "Rows a second",
-            "Trained on, all workers of a run together.",
-            "short",
-            (Query(TRAINING_ROWS.series, "{{model}} {{run}}"),),
-            width=6,
-        ),
-        Panel(
-            "Since the last step",
-            "How long a run that is under way has told of no step.",
-            "s",
-            (Query(f"time() - {TRAINING_HEARD.series} and {TRAINING_RUNNING.series} == 1", "{{model}} {{run}}"),),
-            width=6,
-        ),
+TRAINING = training(
+    "",
+    "{{model}} {{run}}",
+    Panel(
+        "Loss",
+        "Of the last step that was told of.",
+        "short",
+        (Query(TRAINING_LOSS.series, "{{model}} {{run}}"),),
+        width=6,
     ),
 )
 
