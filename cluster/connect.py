@@ -61,7 +61,8 @@ def session(*, keep: bool = False, progress: Progress = silent) -> Iterator[Clus
         yield found
         return
     if (where := attached.address()) is not None:
-        with terminable(), watched(lambda: attached.alive(where)), _quiet(), attached.driver(where, NAMESPACE):
+        # Watched once it is attached: nobody at the address is told of in the driver's own words.
+        with terminable(), _quiet(), attached.driver(where, NAMESPACE), watched(lambda: attached.alive(where)):
             _leave_by_sigterm()
             found = _attached()
             assert found is not None
