@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster import engine, tasks
+from cluster import engine, scaling, tasks
 from cluster.errors import InputError
 from cluster.serving import model_application
 from cluster.spec import Spec
@@ -29,6 +29,7 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         "request": row.request,
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
+        **scaling.held(spec),
     }
     if row.name != engine.TASK or not engine.adapted(spec):
         application = model_application(spec, model_uri=version, folder=version, attempt=attempt)

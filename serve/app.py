@@ -34,6 +34,7 @@ from serve.asgi import (
 from serve.batch import Batcher
 from serve.host import Host
 from serve.located import located
+from serve.scaling import parts
 
 log = logging.getLogger("ray.serve")
 # Decoding more than this takes longer than handing it to a thread.
@@ -57,6 +58,7 @@ class Model:
     """One replica: decode, batch across requests, answer."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        parts.begin()
         self.args = ModelArgs.model_validate(args)
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
@@ -76,6 +78,7 @@ class Model:
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
+        self.host.takes = config["max_ongoing_requests"]
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
 
     async def __del__(self) -> None:

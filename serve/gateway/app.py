@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import difflib
 import fcntl
 import os
@@ -42,7 +41,7 @@ from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
-from serve.keeper import PACE_S, keeper
+from serve.keeper import LOAD_S, PACE_S, keeper
 from serve.openapi import document
 
 
@@ -130,7 +129,7 @@ class Gateway:
         self.front = front(ray.get_runtime_context().get_node_id(), listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following]
+        self.tasks = [serving, following, asyncio.create_task(self._tell_load())]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -144,11 +143,28 @@ class Gateway:
             await asyncio.sleep(PACE_S)
 
     async def _look(self, seen: int) -> int:
-        loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
+        loads = {name: load.told() for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
         told = await keeper().look.remote(self.id, seen, loads, versions)
+        self._wait_for(told)
         self.directory.update(told["replicas"])
         return told["version"]
+
+    async def _tell_load(self) -> None:
+        """Tell the Keeper of loads that change before it would hear of them anyhow: it decides by them."""
+        before: dict[str, tuple[int, int]] = {}
+        while True:
+            await asyncio.sleep(LOAD_S)
+            loads = self.forwarder.loads
+            now = {name: (load.arrived, load.present) for name, load in loads.items()}
+            changed = {name: loads[name].told() for name in now if now[name] != before.get(name) or now[name][1]}
+            before = now
+            if changed:
+                with contextlib.suppress(Exception):
+                    self._wait_for(await keeper().load.remote(self.id, changed))
+
+    def _wait_for(self, told: Mapping[str, Any]) -> None:
+        self.directory.waiting.starts, self.directory.waiting.sharing = told["starts"], told["sharing"]
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""

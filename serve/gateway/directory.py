@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from serve.gateway.holding import Waiting
 from serve.gateway.wire import Peer
 
 # A replica whose connections broke is left alone until the Keeper has heard of it since then, or for so long.
 SHUNNED_S = 5.0
+# One that was full is not counted on for so long, where others wait.
+FULL_S = 0.2
+UNTOLD = 1_000_000  # requests that a replica takes which does not say
 
 
 class Replica:
@@ -26,6 +29,7 @@ class Replica:
         self.leaving = False
         self.beat = 0
         self.shunned_until = 0.0
+        self.full_until = 0.0
 
 
 class Directory:
@@ -33,7 +37,7 @@ class Directory:
 
     def __init__(self) -> None:
         self.replicas: dict[str, dict[str, Replica]] = {}
-        self.waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self.waiting = Waiting(self.room)
 
     def update(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """What the Keeper knows now. A replica that is gone from it gets nothing more; one that is lost (it was heard
@@ -53,13 +57,10 @@ class Directory:
             known.leaving = entry["state"] == "leaving"
             if entry["beat"] != known.beat:
                 known.beat, known.shunned_until = entry["beat"], 0.0
-            if not known.leaving:
-                for waiter in self.waiting.pop(name, ()):
-                    if not waiter.done():
-                        waiter.set_result(None)
         for replicas in self.replicas.values():
             for key in [key for key in replicas if key not in seen]:
                 del replicas[key]
+        self.waiting.admit_all()
 
     def pick(self, application: str, *, avoid: Iterable[str] = (), prefer: str = "") -> Replica | None:
         """The replica with the least in hand, by chance among equals; none of `avoid`. Those that tell in their facts
@@ -81,8 +82,16 @@ class Directory:
         """Its connection broke: it is most likely dead."""
         replica.shunned_until = time.monotonic() + SHUNNED_S
 
-    def news(self, application: str) -> asyncio.Future[None]:
-        """Done when the Keeper next tells of a replica of an application that takes requests."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(application, []).append(waiter)
-        return waiter
+    def full(self, replica: Replica) -> None:
+        """It has its hands full with what others sent it."""
+        replica.full_until = time.monotonic() + FULL_S
+
+    def room(self, application: str) -> int:
+        """How many more requests the replicas of an application work on if this gateway sends them now: each as many as
+        it takes at a time, shared evenly among the gateways."""
+        now, room = time.monotonic(), 0
+        for one in self.replicas.get(application, {}).values():
+            if not one.leaving and one.shunned_until <= now and one.full_until <= now:
+                takes = one.facts.get("takes") or UNTOLD
+                room += max(0, -(-takes // self.waiting.sharing) - one.ongoing)
+        return room

@@ -16,28 +16,19 @@ from typing import Any
 from serve.asgi import Disconnected, Scope, Send
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
+from serve.gateway.holding import Load
 from serve.gateway.wire import Answer, Lost, head
 
 # An answer up to this size goes out in one piece.
 WHOLE_BYTES = 1_048_576
+# Where a model's entry does not say: requests held for it, and seconds that they are.
+MAX_HELD, HOLD_S = 1000, 120
 # A client that goes away is looked for once its answer takes longer than this: most don't, and looking costs.
 PATIENCE_S = 0.1
 _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-request-id"))
 _PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
 Headers = tuple[tuple[bytes, bytes], ...]
 Refuse = Callable[[Send, int, str, str, Headers], Awaitable[None]]
-
-
-@dataclass
-class Load:
-    """What one application has at this gateway: `ongoing` with its replicas, `held` while none is up; the rest counts
-    since the gateway started."""
-
-    ongoing: int = 0
-    held: int = 0
-    arrived: int = 0
-    failed: int = 0
-    again: int = 0
 
 
 @dataclass
@@ -54,6 +45,9 @@ class Errand:
     begun: bool = False
     answered_by: str = ""
     """Id of the replica whose answer went back."""
+    limit: asyncio.Timeout | None = None
+    held_until: float | None = None
+    """Once it has waited for a replica: until when it may."""
 
     @property
     def application(self) -> str:
@@ -67,7 +61,6 @@ class Forwarder:
         self.directory = directory
         self.secret = secret
         self.loads: dict[str, Load] = {}
-        self.max_held = 1024
 
     def load(self, application: str) -> Load:
         if (found := self.loads.get(application)) is None:
@@ -78,10 +71,10 @@ class Forwarder:
         """Answer the client, whatever happens. Raises Disconnected, what the body raises, and Lost where an answer that
         had begun broke off: the connection is cut then, for an answer that ends well would look whole."""
         load = self.load(errand.application)
-        load.arrived += 1
+        load.come()
         # The replica itself answers in time; a second more is for what hangs on the way.
         try:
-            async with asyncio.timeout(errand.model["timeout_s"] + 1):
+            async with asyncio.timeout(errand.model["timeout_s"] + 1) as errand.limit:
                 await self._send(errand, load)
         except TimeoutError:
             load.failed += 1
@@ -89,19 +82,25 @@ class Forwarder:
                 raise
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
+        finally:
+            load.gone()
 
     async def _send(self, errand: Errand, load: Load) -> None:
         body, avoid, again = errand.body, set(), self._may_run_twice(errand)
         message = _head(errand, self.secret())
+        # Whoever comes while others wait has its place behind them.
+        turn = not self.directory.waiting.any(errand.application)
         while True:
-            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name)
+            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name) if turn else None
             if replica is None:
-                if avoid and self.directory.pick(errand.application) is not None:
-                    # All that there are were tried, and each had its hands full.
-                    return await _busy(errand, 1)
+                if turn and avoid and self.directory.pick(errand.application) is not None:
+                    # All that there are were tried, and each had its hands full. Who was held was told to wait.
+                    if errand.held_until is None:
+                        return await _busy(errand, 1)
+                    self.directory.waiting.again(errand.application)
                 if not await self._hold(errand, load):
                     return None
-                avoid = set()
+                avoid, turn = set(), True
                 continue
             try:
                 answer = await self._ask(replica, message, errand, load)
@@ -109,7 +108,10 @@ class Forwarder:
                     return None
                 if why := answer.get(b"x-shoal"):
                     # It has not looked at the request: it leaves, or is full.
-                    replica.leaving = replica.leaving or why == b"leaving"
+                    if why == b"leaving":
+                        replica.leaving = True
+                    else:
+                        self.directory.full(replica)
                     avoid.add(replica.id)
                     if body.whole is None:
                         return await _busy(errand, 1)
@@ -176,6 +178,8 @@ class Forwarder:
         finally:
             replica.ongoing -= 1
             load.ongoing -= 1
+            if self.directory.waiting:
+                self.directory.waiting.admit(errand.application)
             timer.cancel()
             if watching is not None:
                 watching.cancel()
@@ -183,23 +187,41 @@ class Forwarder:
                 asking.drop()
 
     async def _hold(self, errand: Errand, load: Load) -> bool:
-        """Wait until a replica is up; False where the request was answered instead."""
-        if load.held >= self.max_held:
-            await _busy(errand, 5)
-            return False
+        """Wait for this request's turn with a replica; False where the request was answered instead. The time is not
+        the request's own: that begins when it is let go."""
+        waiting, loop = self.directory.waiting, asyncio.get_running_loop()
+        began, model = loop.time(), errand.model
+        if errand.held_until is None:
+            if load.held >= -(-model.get("max_held", MAX_HELD) // waiting.sharing):
+                await _busy(errand, waiting.left(errand.application))
+                return False
+            errand.held_until = began + model.get("hold_s", HOLD_S)
         load.held += 1
+        left = None if errand.limit is None or (when := errand.limit.when()) is None else when - began
+        if errand.limit is not None:
+            errand.limit.reschedule(None)
         gone = asyncio.ensure_future(errand.body.gone()) if not errand.body.more else None
-        here = self.directory.news(errand.application)
+        turn, taken = waiting.join(errand.application), False
+        waiting.admit(errand.application)
         try:
-            await asyncio.wait([one for one in (gone, here) if one is not None], return_when=asyncio.FIRST_COMPLETED)
+            either = [one for one in (gone, turn) if one is not None]
+            await asyncio.wait(either, timeout=max(0, errand.held_until - began), return_when=asyncio.FIRST_COMPLETED)
             if gone is not None and gone.done():
                 raise Disconnected
-            return True
+            taken = turn.done()
         finally:
             load.held -= 1
-            for one in (gone, here):
-                if one is not None:
-                    one.cancel()
+            if gone is not None:
+                gone.cancel()
+            if taken:
+                waiting.take(errand.application)
+            else:
+                waiting.leave(errand.application, turn)
+            if errand.limit is not None and left is not None:
+                errand.limit.reschedule(loop.time() + left)
+        if not taken:
+            await _busy(errand, waiting.left(errand.application))
+        return taken
 
     def _may_run_twice(self, errand: Errand) -> bool:
         allowed = errand.model.get("idempotent", True)

@@ -12,6 +12,7 @@ from cluster import weights
 from cluster.errors import InputError, TooLarge
 from cluster.tasks import TASKS
 from serve.asgi import read_json
+from serve.scaling import parts
 from serve.tasks.classes import Function, Parameters, natural_function, parameters, ranked
 
 MAX_INPUTS = 1024
@@ -31,6 +32,7 @@ class TextClassification:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        parts.mark("imports")
         weights.inspect(folder)
         safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         self.tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
@@ -42,7 +44,9 @@ class TextClassification:
         self.labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
         self.natural: Function = natural_function(model.config)
         self.max_length = _max_length(self.tokenizer, model)
+        parts.mark("weights")
         self.predict([("warm up", None)])
+        parts.mark("warm")
 
     def decode_request(
         self, body: bytes, content_type: str, query: Mapping[str, str]

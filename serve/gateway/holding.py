@@ -1,0 +1,107 @@
+"""Requests that wait at a gateway until a replica can take them: first come, first served, and let go as fast as there
+is room, not all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_AGAIN_S = 0.25  # a replica that was full, though there seemed to be room, is looked at again after so long
+
+
+@dataclass
+class Load:
+    """What one application has at this gateway: `ongoing` with its replicas, `held` while none can take them; the rest
+    counts since the gateway started. `present_s` is the seconds that requests have spent here less the times at which
+    those came that are still here: with these times it tells how many there were on average."""
+
+    ongoing: int = 0
+    held: int = 0
+    arrived: int = 0
+    failed: int = 0
+    again: int = 0
+    present: int = 0
+    present_s: float = 0.0
+
+    def come(self) -> None:
+        self.arrived += 1
+        self.present += 1
+        self.present_s -= time.monotonic()
+
+    def gone(self) -> None:
+        self.present -= 1
+        self.present_s += time.monotonic()
+
+    def told(self) -> dict[str, float]:
+        """For the Keeper. `request_s`: seconds that all requests spent here together until now, which is `at`."""
+        now = time.monotonic()
+        counts = {key: getattr(self, key) for key in ("ongoing", "held", "arrived", "failed", "again")}
+        return {**counts, "request_s": self.present_s + self.present * now, "at": now}
+
+
+class Waiting:
+    """The queues, by application. All methods belong to one event loop."""
+
+    def __init__(self, room: Callable[[str], int]) -> None:
+        """`room`: how many more requests an application's replicas take of this gateway now."""
+        self._room = room
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
+        self._granted: dict[str, int] = {}
+        self.starts: dict[str, int] = {}  # seconds until a replica is up, as the Keeper has it
+        self.sharing = 1  # gateways among which limits are shared
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def any(self, application: str) -> bool:
+        """Whether somebody waits, behind whom a new request has its place."""
+        return application in self._queues
+
+    def join(self, application: str) -> asyncio.Future[None]:
+        """A place in the queue; done when it is this request's turn, which `take` or `leave` must follow."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(application, deque()).append(waiter)
+        return waiter
+
+    def take(self, application: str) -> None:
+        """The turn is used: from now on the request counts with its replica."""
+        self._granted[application] -= 1
+
+    def leave(self, application: str, waiter: asyncio.Future[None]) -> None:
+        """The request is answered otherwise, or its client has gone."""
+        if waiter.done() and not waiter.cancelled():
+            self.take(application)
+        elif (queue := self._queues.get(application)) is not None:
+            queue.remove(waiter)
+            if not queue:
+                del self._queues[application]
+        waiter.cancel()
+        self.admit(application)
+
+    def admit(self, application: str) -> None:
+        """Give turns to as many as there is room for. Called whenever there may be more of it."""
+        queue = self._queues.get(application)
+        if queue is None:
+            return
+        room = self._room(application) - self._granted.get(application, 0)
+        while queue and room > 0:
+            queue.popleft().set_result(None)
+            self._granted[application] = self._granted.get(application, 0) + 1
+            room -= 1
+        if not queue:
+            del self._queues[application]
+
+    def admit_all(self) -> None:
+        for application in list(self._queues):
+            self.admit(application)
+
+    def again(self, application: str) -> None:
+        """Look for room once more in a moment."""
+        asyncio.get_running_loop().call_later(_AGAIN_S, self.admit, application)
+
+    def left(self, application: str) -> int:
+        """Seconds after which a client may come again: when a replica will be up, as far as is known."""
+        return max(1, self.starts.get(application, 1))
