@@ -42,7 +42,7 @@ from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
-from serve.keeper import PACE_S, keeper
+from serve.keeper import PACE_S, ask
 from serve.openapi import document
 
 
@@ -95,7 +95,7 @@ class Gateway:
         for task in self.tasks[1:]:
             task.cancel()
         with contextlib.suppress(Exception):
-            await keeper().bye.remote(self.id)
+            await ask("bye", self.id, within_s=2)
 
     async def _open(self, listen: dict[str, Any]) -> None:
         """Take a free place behind this node's HAProxy, and see that there is one. Raises RunFailed."""
@@ -146,8 +146,10 @@ class Gateway:
     async def _look(self, seen: int) -> int:
         loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
-        told = await keeper().look.remote(self.id, seen, loads, versions)
-        self.directory.update(told["replicas"])
+        suspects = self.forwarder.suspects
+        told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        self.directory.update(told["replicas"], whole=told["whole"])
+        suspects.learn(told["poison"])
         return told["version"]
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -224,7 +226,7 @@ class Gateway:
             body = encode({"error": "/-/state: send the cluster's token as a Bearer", "error_type": "Unauthorized"})
             await respond(send, 401, body, ((b"www-authenticate", b"Bearer"),))
             return
-        await respond(send, 200, encode(await keeper().state.remote()))
+        await respond(send, 200, encode(await ask("state")))
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
