@@ -198,7 +198,7 @@ class Forwarder:
         try:
             to = b"%bx-shoal-replica: %b\r\n\r\n" % (message, replica.id.encode())
             asking = await replica.peer.ask(to, body.stream() if body.whole is None else body.whole)
-            if asking.status == 503 and asking.get(b"x-shoal"):
+            if asking.get(b"x-shoal"):
                 await asking.read()
                 errand.sent = False
                 return asking
