@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import select
+import socket
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -67,7 +68,8 @@ class Peer:
         try:
             async with asyncio.timeout(CONNECT_S):
                 if self.address.startswith("/"):
-                    _, made = await loop.create_unix_connection(lambda: Connection(self), self.address)
+                    ready = await _unix(self.address)
+                    _, made = await loop.create_unix_connection(lambda: Connection(self), sock=ready)
                 else:
                     host, _, port = self.address.rpartition(":")
                     _, made = await loop.create_connection(lambda: Connection(self), host.strip("[]"), int(port))
@@ -225,6 +227,23 @@ class Connection(asyncio.Protocol):
         self.peer.busy.discard(self)
         if self in self.peer.idle:
             self.peer.idle.remove(self)
+
+
+async def _unix(path: str) -> socket.socket:
+    """A connected socket. Raises OSError. By hand, for asyncio takes one whose server has no room for it yet (EAGAIN)
+    for connected, and what is written to it for sent."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        while True:
+            try:
+                made.connect(path)
+                return made
+            except BlockingIOError:
+                await asyncio.sleep(0.002)
+    except BaseException:
+        made.close()
+        raise
 
 
 def head(method: str, target: str, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> bytes:
