@@ -60,8 +60,9 @@ def model_application(
         # A replica that leaves finishes what it has in hand.
         "graceful_shutdown_timeout_s": serve.request_timeout_s + 5,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
+        # One that hangs is replaced after 3 failures in a row: 15 s at most. The gateways leave it alone after 5.
+        "health_check_period_s": 3,
+        "health_check_timeout_s": 4,
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
         "user_config": {
             "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
@@ -70,6 +71,7 @@ def model_application(
             "max_queued_requests": serve.max_queued_requests,
             "request_timeout_s": serve.request_timeout_s,
             "max_body_mb": settings().http.max_body_mb,
+            "max_memory_gb": serve.max_memory_gb,
         },
     }
     options |= scaling.replicas(spec, version=model_uri)
@@ -84,7 +86,11 @@ def model_application(
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
         limits = {"timeout_s": serve.request_timeout_s, "max_body_mb": settings().http.max_body_mb}
-        counts = {"max_ongoing_requests": serve.max_ongoing_requests, "max_queued_requests": serve.max_queued_requests}
+        counts = {
+            "max_ongoing_requests": serve.max_ongoing_requests,
+            "max_queued_requests": serve.max_queued_requests,
+            "max_memory_gb": serve.max_memory_gb,
+        }
         options |= {
             "name": "Llm",
             "ray_actor_options": engine.actor_options(spec),
@@ -118,10 +124,11 @@ def gateway_application(
             {
                 "name": "Gateway",
                 "num_replicas": http.gateways,
-                "graceful_shutdown_timeout_s": 60,
+                # One that leaves finishes what it has in hand, however long the longest may take.
+                "graceful_shutdown_timeout_s": max([60, *(model["timeout_s"] for model in models.values())]) + 15,
                 "graceful_shutdown_wait_loop_s": 0.1,
-                "health_check_period_s": 5,
-                "health_check_timeout_s": 30,
+                "health_check_period_s": 3,
+                "health_check_timeout_s": 4,
                 "ray_actor_options": {"num_cpus": 0},
                 "user_config": {
                     "listen": dict(listen),

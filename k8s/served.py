@@ -29,6 +29,7 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         "request": row.request,
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
+        "idempotent": spec.serve.idempotent,
         **scaling.held(spec),
     }
     if row.name != engine.TASK or not engine.adapted(spec):

@@ -88,6 +88,7 @@ class Llm:
                 except ShoalError as error:
                     log.exception("%s: adapter %s", self.args.name, name)
                     self.faults[name] = error.message
+        self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.takes = config["max_ongoing_requests"]
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
         if not self.host.tasks:
@@ -95,8 +96,9 @@ class Llm:
         self.host.tell()
 
     async def check_health(self) -> None:
-        """Raises where the engine died, so that Serve starts another replica. Called every 10 s."""
+        """Raises where the engine died, so that Serve starts another replica. Called every few seconds."""
         engine = self._running()
+        await self.host.check(self.max_memory_gb)
         await engine.check()
         engine.tell_idle()
 

@@ -61,6 +61,7 @@ def deploy(
         "request": row.request,
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
+        "idempotent": spec.serve.idempotent,
         **scaling.held(spec),
     }
     stage = f"serve {spec.name}"

@@ -8,7 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from serve.asgi import Disconnected
+
+if TYPE_CHECKING:
+    from serve.gateway.forward import Errand
+
+# Where a model's entry does not say: requests held for it, and seconds that they are.
+MAX_HELD, HOLD_S = 1000, 120
 _AGAIN_S = 0.25  # a replica that was full, though there seemed to be room, is looked at again after so long
 
 
@@ -105,3 +113,43 @@ class Waiting:
     def left(self, application: str) -> int:
         """Seconds after which a client may come again: when a replica will be up, as far as is known."""
         return max(1, self.starts.get(application, 1))
+
+
+async def hold(errand: Errand, load: Load, waiting: Waiting) -> int | None:
+    """Wait for this request's turn with a replica. None when it has come; else the seconds after which the client may
+    try again, for too many wait already, or this one has for too long. Raises Disconnected.
+
+    The time is not the request's own: that goes on when it is let go.
+    """
+    loop, model = asyncio.get_running_loop(), errand.model
+    began = loop.time()
+    if errand.held_until is None:
+        if load.held >= -(-model.get("max_held", MAX_HELD) // waiting.sharing):
+            return waiting.left(errand.application)
+        errand.held_until = began + model.get("hold_s", HOLD_S)
+    limit = errand.limit
+    left = None if limit is None or (when := limit.when()) is None else when - began
+    if limit is not None:
+        limit.reschedule(None)
+    load.held += 1
+    gone = asyncio.ensure_future(errand.body.gone()) if not errand.body.more else None
+    turn, come = waiting.join(errand.application), False
+    waiting.admit(errand.application)
+    try:
+        either = [one for one in (gone, turn) if one is not None]
+        rest = max(0, errand.held_until - began)
+        await asyncio.wait(either, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
+        if gone is not None and gone.done():
+            raise Disconnected
+        come = turn.done()
+    finally:
+        load.held -= 1
+        if gone is not None:
+            gone.cancel()
+        if come:
+            waiting.take(errand.application)
+        else:
+            waiting.leave(errand.application, turn)
+        if limit is not None and left is not None:
+            limit.reschedule(loop.time() + left)
+    return None if come else waiting.left(errand.application)

@@ -1,7 +1,8 @@
 """In the process of Serve's controller: what the Keeper wants, kept at hand, so that the policy that Serve calls ten
 times a second for every application never waits for anybody.
 
-A thread asks the Keeper again and again. While that is away the last answer holds; before there was one, what Serve has.
+A thread asks the Keeper again and again. While that is away the last answer holds; before there was one, what Serve
+has.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Wanted:
             with self._lock:
                 self._wanted = {name: number for name, number in answer.items() if name in self._told}
             with contextlib.suppress(Exception):
-                spares.keep({name: one.keys for name, one in told.items()})
+                spares.keep([one.keys for one in told.values()])
 
     def _current(self) -> dict[str, _Told]:
         """What is told of, without those that are gone; the thread ends where nothing is."""
