@@ -117,17 +117,21 @@ def report(rows: Iterable[tuple[Slot, Counts]], prices: Prices, *, by: Iterable[
         facts = {**slot._asdict(), "hour": time.strftime("%Y-%m-%dT%H:00Z", at), "day": time.strftime("%Y-%m-%d", at)}
         group = tuple(str(facts[name]) for name in by)
         sums.setdefault(group, Counts()).add(counts)
-        costs[group] = costs.get(group, 0.0) + cost(counts, prices.models.get(slot.model, prices.default))
+        costs[group] = costs.get(group, 0.0) + cost(
+            counts, prices.models.get(slot.model, prices.default), verb=slot.verb
+        )
     return [
         {**dict(zip(by, group)), **dict(zip(COUNTED, astuple(counts))), "cost": costs[group]}
         for group, counts in sorted(sums.items(), key=lambda item: item[0])
     ]
 
 
-def cost(counts: Counts, price: Price) -> float:
-    """What counts come to, in the currency of the prices."""
+def cost(counts: Counts, price: Price, *, verb: str = "predict") -> float:
+    """What counts come to, in the currency of the prices. Requests that failed cost what they used, and no more; a run
+    is no request."""
+    answered = 0 if verb in ("train", "tune") else counts.requests - counts.failed
     return (
-        counts.requests * price.requests_1k / 1000
+        answered * price.requests_1k / 1000
         + counts.input_tokens * price.input_tokens_1m / 1e6
         + counts.output_tokens * price.output_tokens_1m / 1e6
         + counts.images * price.images_1k / 1000

@@ -138,7 +138,7 @@ class Price(Section):
     """What a model's use costs."""
 
     requests_1k: Annotated[float, Field(ge=0)] = 0
-    """A thousand requests."""
+    """A thousand requests that were answered."""
     input_tokens_1m: Annotated[float, Field(ge=0)] = 0
     """A million tokens sent."""
     output_tokens_1m: Annotated[float, Field(ge=0)] = 0
