@@ -100,6 +100,7 @@ def _engine(uri: str, password: str | None) -> Engine:
         engine = create_engine("sqlite://", creator=lambda: _sqlite(file))
         # SQLAlchemy's own BEGIN: sqlite3's comes late, and a write after a read then fails where another was quicker.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    found: dict[str, int] = {}
     for last in (False, True):
         # Two that make the same tables at the same time: one of them finds them made.
         try:

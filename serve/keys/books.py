@@ -2,8 +2,8 @@
 one transaction by a thread, which reads the keys anew as well and brings the request log to the disk.
 
 On a clean stop everything is written; where the store is away then, it is put into a file in $SHOAL_HOME, which the
-next gateway on this machine writes. A gateway that is killed (-9) loses what it had not written: at most FLUSH_S seconds, or
-what came since the store went away.
+next gateway on this machine writes. A gateway that is killed (-9) loses what it had not written: at most FLUSH_S
+seconds, or what came since the store went away.
 """
 
 from __future__ import annotations
