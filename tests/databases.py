@@ -1,4 +1,4 @@
-"""A real Postgres and a real Redis of a test's own: started on free ports, killed and started again as the test likes."""
+"""A real Postgres and a real Redis of a test's own: on free ports, killed and started again as the test likes."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "local" in out
     assert "1.0000 EUR" in out
     _, out, _ = shoal(capsys, "usage", "--csv", "--by", "verb,model")
-    assert list(csv.DictReader(io.StringIO(out)))[0]["cost"] == "1.0"
+    assert next(csv.DictReader(io.StringIO(out)))["cost"] == "1.0"
     (row,) = json.loads(shoal(capsys, "usage", "--json")[1])
     assert (row["compute_seconds"], row["currency"]) == (1800.0, "EUR")
     assert "nothing was used" in shoal(capsys, "usage", "--tenant", "acme")[1]

@@ -24,7 +24,7 @@ from limits.aio.storage import SlidingWindowCounterSupport, Storage
 SLOTS = 65_536
 PROBES = 64  # how far from its place a key may lie; beyond that the one that was not used for longest goes
 _SLOT = struct.Struct("<16sdddd")
-_SPINS = 2000  # some 2 ms: a process that was stopped while it held the lock must not stop the others
+_TRIES, _WITHOUT_S = 120, 1.0  # some 30 ms for the lock
 
 
 class SharedCounts(Storage, SlidingWindowCounterSupport):
@@ -40,6 +40,7 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
         self._lock = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._lock, SLOTS * _SLOT.size)  # zeros where it was shorter
         self._map = mmap.mmap(self._lock, SLOTS * _SLOT.size)
+        self._held = _Held(self._lock)
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -47,24 +48,24 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
 
     async def incr(self, key: str, expiry: float, amount: int = 1) -> int:
         """Count in a fixed window, which begins with its first hit. Returns the count."""
-        with _Held(self._lock):
+        with self._held:
             place, start, current, _ = self._window(key, expiry, slides=False)
             self._write(place, key, start, expiry, current + amount, 0)
         return int(current) + amount
 
     async def get(self, key: str) -> int:
-        with _Held(self._lock):
+        with self._held:
             found = self._read(key)
         return int(found[2]) if found and self._clock() < found[0] + found[1] else 0
 
     async def get_expiry(self, key: str) -> float:
         """When the fixed window ends, in seconds since 1970."""
-        with _Held(self._lock):
+        with self._held:
             found = self._read(key)
         return max(self._clock(), found[0] + found[1] if found else 0)
 
     async def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        with _Held(self._lock):
+        with self._held:
             place, start, current, previous = self._window(key, expiry, slides=True)
             weighted = previous * (start + expiry - self._clock()) / expiry + current
             if floor(weighted) + amount > limit:
@@ -74,7 +75,7 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
 
     async def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
         """Count and seconds left of the window before, and of this one, which counts on for another length."""
-        with _Held(self._lock):
+        with self._held:
             _, start, current, previous = self._window(key, expiry, slides=True)
         left = start + expiry - self._clock()
         return int(previous), left if previous else 0.0, int(current), left + expiry
@@ -83,7 +84,7 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
         await self.clear(key)
 
     async def clear(self, key: str) -> None:
-        with _Held(self._lock):
+        with self._held:
             if self._read(key):
                 _SLOT.pack_into(self._map, self._places[key][1], b"", 0, 0, 0, 0)
 
@@ -91,7 +92,7 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
         return True
 
     async def reset(self) -> int | None:
-        with _Held(self._lock):
+        with self._held:
             self._map[:] = bytes(len(self._map))
         return None
 
@@ -106,8 +107,6 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
             return self._free(key, now), now, 0.0, 0.0
         start, _, current, previous = found
         place = self._places[key][1]
-        if now < start:  # the clock was set back: the counts stay, and not for longer than a window
-            return place, now, current, previous
         if now < start + expiry:
             return place, start, current, previous
         if slides and now < start + 2 * expiry:
@@ -122,7 +121,13 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
             digest, place = self._search(key)
             found, *values = _SLOT.unpack_from(self._map, place)
         self._places[key] = digest, place
-        return tuple(values) if found == digest else None  # pyright: ignore[reportReturnType]
+        if found != digest:
+            return None
+        start, length, current, previous = values
+        if start > (now := self._clock()):  # the clock was set back: the counts stay, not for longer than a window
+            start = now
+            _SLOT.pack_into(self._map, place, found, start, length, current, previous)
+        return start, length, current, previous
 
     def _search(self, key: str) -> tuple[bytes, int]:
         """A key's digest and its slot; the first of its places where it has none."""
@@ -152,20 +157,25 @@ class SharedCounts(Storage, SlidingWindowCounterSupport):
 
 
 class _Held:
-    """The file's lock. Where another process has it for too long, the counts go on without: one hit may be lost."""
+    """The file's lock. Where another process has it for too long, the counts go on without, for a second: a process
+    that was stopped in the middle must not stop the others, and a hit or two may be lost."""
 
-    __slots__ = ("_file",)
+    __slots__ = ("_file", "_without")
 
     def __init__(self, file: int) -> None:
-        self._file = file
+        self._file, self._without = file, 0.0
 
     def __enter__(self) -> None:
-        for _ in range(_SPINS):
+        for turn in range(_TRIES):
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue
+                if self._without and time.monotonic() < self._without:
+                    return None
+                # One that lost its core while it held the lock gets ours.
+                time.sleep(0.0002 if turn > 20 else 0)
+        self._without = time.monotonic() + _WITHOUT_S
+        return None
 
     def __exit__(self, *_: Any) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -65,8 +65,13 @@ class Meter:
             for rule in after:
                 if (opens := self._spent.get(rule.key, 0)) > now:
                     raise _limited(rule, opens - now)
+        if len(before) > 1:
+            # What one of them refuses is not to use up the others.
+            for rule, passes in zip(before, await asyncio.gather(*(self._passes(rule) for rule in before))):
+                if not passes:
+                    raise _limited(rule, await self._wait(rule))
         for rule in before:
-            if not await self._hit(rule):
+            if not await self._passes(rule, hit=True):
                 raise _limited(rule, await self._wait(rule))
 
     def charge(self, origin: str, tenant: str, used: dict[str, float]) -> None:
@@ -106,9 +111,10 @@ class Meter:
             self._rules[origin, tenant] = found
         return found
 
-    async def _hit(self, rule: Rule) -> bool:
-        hit = await self._ask(lambda fixed, sliding: sliding.hit(rule.item, rule.key))
-        return True if hit is None else hit
+    async def _passes(self, rule: Rule, *, hit: bool = False) -> bool:
+        """Whether one more request is within a rule; `hit` counts it."""
+        answer = await self._ask(lambda fixed, sliding: (sliding.hit if hit else sliding.test)(rule.item, rule.key))
+        return True if answer is None else answer
 
     async def _wait(self, rule: Rule) -> float:
         """Seconds until the next request is let through, if nobody asks in between."""
@@ -160,9 +166,10 @@ class Meter:
         if now >= self._again:
             if self._away:
                 self._again = now + AGAIN_S  # this one finds out; the others do not wait for it
+            remote = self._remote()
             try:
                 async with asyncio.timeout(TIMEOUT_S):
-                    answer = await call(*self._remote())
+                    answer = await call(*remote)
                 if self._away:
                     self._log.warning("access.limits.store: %s answers again", self._config.store)
                 self._away, self._again = False, 0.0
