@@ -25,7 +25,7 @@ from serve.keys.refusals import Limited
 
 
 class Clock:
-    def __init__(self, now: float = 1_000_000.0) -> None:
+    def __init__(self, now: float = 1.8e9) -> None:
         self.now = now
 
     def __call__(self) -> float:
@@ -60,7 +60,7 @@ def test_a_limit_holds_over_gateways_and_says_when_it_opens(tmp_path: Path) -> N
             await one.admit("k1", "acme")
         error = caught.value
         assert error.message.startswith("access.limits.key.requests: 5/minute is used up; it opens again in 40 s, at ")
-        assert (error.status, error.headers) == (429, ((b"retry-after", b"40"),))
+        assert (error.status, error.headers) == (429, ((b"retry-after", b"41"),))
         assert copy.copy(error).retry_after == error.retry_after, "it crosses processes by the same way"
         clock.now += error.retry_after or 0
         assert await admitted(two, 5) == 1, "what it said is when it opens, for as many as slide out of the window"
@@ -197,12 +197,14 @@ def test_processes_that_count_together_count_exactly(tmp_path: Path) -> None:
 
 
 def test_a_gateway_that_was_stopped_in_the_middle_stops_no_other(tmp_path: Path) -> None:
-    code = "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), 2); print(flush=True); time.sleep(60)"
+    code = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), 2); print(flush=True); sys.stdin.read()"
 
     async def main() -> None:
         one = meter(tmp_path, key={"requests": "5/minute"})
         await admitted(one, 1)
-        holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "counts")], stdout=subprocess.PIPE)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "counts")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         try:
             assert holder.stdout is not None
             holder.stdout.readline()

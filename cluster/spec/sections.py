@@ -143,6 +143,9 @@ class Serve(Section):
     """GPUs a copy; a fraction shares one."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
+    private: bool = False
+    """Only keys that name this model see it (`shoal keys create TENANT --model NAME`): it is in no list, and 404 for
+    all others. Wants access.keys: required in cluster.yaml."""
     llm: Llm = Llm()
     """The engine of text-generation."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None

@@ -9,6 +9,7 @@ says otherwise. Once: a request that kills its replica takes down two of them, n
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,8 @@ class Errand:
     send: Send
     refuse: Refuse
     begun: bool = False
+    asked: float = 0.0
+    """When it was last sent to a replica, by time.perf_counter; 0 before."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
 
@@ -134,6 +137,7 @@ class Forwarder:
     async def _ask(self, replica: Replica, message: bytes, errand: Errand, load: Load) -> Answer | None:
         """Ask one replica and pass its answer back; the answer itself where it was none: 503 and why. None: done."""
         body = errand.body
+        errand.asked = time.perf_counter()
         replica.ongoing += 1
         load.ongoing += 1
         asking: Answer | None = None

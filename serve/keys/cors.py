@@ -31,17 +31,15 @@ class Cors:
         )
 
     def preflight(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """What to answer a browser that asks whether it may ask, with 204 and no body; None where it is no such
-        question, or is not to be answered. It brings no key."""
+        """What to add to a 204 without a body, beside `headers`, where a browser asks whether it may ask; None where it
+        is no such question, or is not to be answered. It brings no key."""
         if method != "OPTIONS" or b"access-control-request-method" not in headers:
             return None
-        allowed = self.headers(headers)
-        if not allowed:
+        if not self.headers(headers):
             return None
         # Named, because * does not stand for Authorization.
         wanted = headers.get(b"access-control-request-headers", b"authorization, content-type, x-request-id")
         return (
-            *allowed,
             (b"access-control-allow-methods", _METHODS),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", _DAY),

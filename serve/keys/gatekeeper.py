@@ -7,6 +7,7 @@ The way in costs about 10 microseconds of CPU: a hash, a look into a dict, and a
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import re
 import time
@@ -45,17 +46,24 @@ class Ticket:
 class Caller:
     """Who asks, and what there is for them."""
 
-    __slots__ = ("key",)
+    __slots__ = ("key", "operator")
 
-    def __init__(self, key: Key | None) -> None:
-        self.key = key
+    def __init__(self, key: Key | None, *, operator: bool = False) -> None:
+        self.key, self.operator = key, operator
 
     def sees(self, model: str, *, private: bool) -> bool:
         """Whether there is such a model for them. Where no keys are asked for, a private one is there for nobody."""
-        return not private if self.key is None else self.key.sees(model, private=private)
+        if self.key is None:
+            return self.operator or not private
+        return self.key.sees(model, private=private)
 
     def may(self, verb: str) -> bool:
         return self.key is None or verb in self.key.verbs or "admin" in self.key.verbs
+
+
+_NOBODY = Caller(None)
+# Who has the cluster's own token, as `shoal predict` has: may change what is served, and so may ask it.
+_OPERATOR = Caller(None, operator=True)
 
 
 class Gatekeeper:
@@ -68,9 +76,12 @@ class Gatekeeper:
         *,
         home: Path,
         gateway: str,
+        operator: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`home` is $SHOAL_HOME; `gateway` a name that no other gateway has had."""
+        """`home` is $SHOAL_HOME; `gateway` a name that no other gateway has had; `operator` the cluster's own token,
+        which is as good as a key, or nothing."""
+        self._operator = f"Bearer {operator}".encode() if operator else b""
         self.required = config.keys == "required"
         self.cors = Cors(config.cors)
         self._config, self._clock = config, clock
@@ -107,39 +118,42 @@ class Gatekeeper:
         await self._meter.close()
         await asyncio.to_thread(self._books.stop)
 
-    async def identify(self, headers: Headers) -> Caller:
+    async def identify(self, headers: Headers, *, request_id: str) -> Caller:
         """Who asks. Raises Unauthorized where a key is required and there is none in force, Unknowable where that
         cannot be said now."""
-        return Caller(await self._known.find(headers.get(b"authorization")) if self._known is not None else None)
+        if self._known is None:
+            return _NOBODY
+        given = headers.get(b"authorization")
+        if self._operator and given is not None and hmac.compare_digest(given, self._operator):
+            return _OPERATOR
+        try:
+            return Caller(await self._known.find(given))
+        except ShoalError as error:
+            self._refused(Ticket(request_id, None, "", "", ""), error)
+            raise
 
-    async def admit(self, headers: Headers, model: str, verb: str = "predict", *, private: bool = False) -> Ticket:
-        """Let a request to a model that is served in, or not. Raises, with an HTTP status: Unauthorized (401),
-        Forbidden (403), NotFound (404, of a private model), Limited (429, with retry-after); Unknowable where a store
-        is away.
+    async def admit(
+        self, caller: Caller, model: str, verb: str = "predict", *, private: bool = False, request_id: str
+    ) -> Ticket:
+        """Let a request to a model that is served in, or not. Raises, with an HTTP status: Forbidden (403), NotFound
+        (404, of a private model), Limited (429, with retry-after), also where limits cannot be counted now.
 
         What is let in is to be settled, however it ends.
         """
-        caller, tenant = Caller(None), self._config.tenant
+        key = caller.key
+        ticket = Ticket(request_id, key, key.tenant if key is not None else self._config.tenant, model, verb)
         try:
-            if self._known is not None:
-                caller = Caller(await self._known.find(headers.get(b"authorization")))
-            key = caller.key
-            if key is not None:
-                tenant = key.tenant
             if not caller.sees(model, private=private):
                 if private:
                     raise NotFound(f"model {model!r} is not served")
-                raise Forbidden(f"key {key.prefix if key else ''}... is not for model {model!r}; ask for one that is")
+                raise Forbidden(f"key {ticket.prefix}... is not for model {model!r}; ask for one that is")
             if not caller.may(verb):
-                raise Forbidden(f"key {key.prefix if key else ''}... may not {verb}; ask for one that may")
-            await self._meter.admit(key.origin if key else "", tenant)
+                raise Forbidden(f"key {ticket.prefix}... may not {verb}; ask for one that may")
+            await self._meter.admit(ticket.origin, ticket.tenant)
         except ShoalError as error:
-            known = tenant if caller.key is not None or self._known is None else ""
-            self._tally.refused(known, type(error).__name__)
-            ticket = Ticket(request_id(headers), caller.key, known, model, verb)
-            self._note(ticket, error.status, 0.0, {"why": type(error).__name__})
+            self._refused(ticket, error)
             raise
-        return Ticket(request_id(headers), caller.key, tenant, model, verb)
+        return ticket
 
     def settle(
         self,
@@ -174,6 +188,11 @@ class Gatekeeper:
         if self.wants_inputs and body is not None:
             facts["input"] = shown(body)
         self._note(ticket, status, seconds, facts)
+
+    def _refused(self, ticket: Ticket, error: ShoalError) -> None:
+        why = type(error).__name__
+        self._tally.refused(ticket.tenant, why)
+        self._note(ticket, error.status, 0.0, {"why": why})
 
     def _note(self, ticket: Ticket, status: int, seconds: float, facts: dict[str, Any]) -> None:
         line = {

@@ -125,9 +125,10 @@ class Meter:
         if window is None:
             return AGAIN_S
         previous, left, current, rest = window
+        # Just after: at the moment itself the count is still the limit.
         if current >= limit or not previous:
-            return rest - length
-        return left - (limit - current) * length / previous
+            return rest - length + 0.01
+        return left - (limit - current) * length / previous + 0.01
 
     async def _look(self, origin: str, tenant: str, rules: Iterable[Rule]) -> None:
         """See what others have used of the quotas, where that is not known well enough."""

@@ -8,25 +8,23 @@ events are counted as one token each, and the request's bytes as a quarter of a 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 _USAGE = b'"usage":'
 BYTES_A_TOKEN = 4
 HELD_BYTES = 1 << 20
 
 
-def ask_for_usage(request: dict[str, Any]) -> bool:
-    """Change a request (JSON, understood) for an engine that streams, so that it says what it used. Returns whether the
-    client did not ask: then the event is not for it."""
-    if not request.get("stream"):
-        return False
+def with_usage(body: bytes) -> tuple[bytes, bool]:
+    """A request (JSON, an object) for an engine, so that a stream says what it used; and whether the client did not ask
+    for that, so that the event is not for it."""
+    if b'"stream"' not in body:
+        return body, False
+    request = json.loads(body)
     options = request.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        return False  # the engine says what is wrong with it
-    if (options or {}).get("include_usage"):
-        return False
+    if not request.get("stream") or not isinstance(options, dict | None) or (options or {}).get("include_usage"):
+        return body, False
     request["stream_options"] = {**(options or {}), "include_usage": True}
-    return True
+    return json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass"), True
 
 
 def read_usage(answer: bytes) -> tuple[int, int] | None:
