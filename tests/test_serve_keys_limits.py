@@ -251,7 +251,7 @@ def test_redis_counts_for_all(redis, tmp_path: Path) -> None:
         assert await admitted(one, 3, key) + await admitted(two, 9, key) == 5
         with pytest.raises(Limited) as caught:
             await one.admit(key, "acme")
-        assert 50 < (caught.value.retry_after or 0) <= 60
+        assert 50 < (caught.value.retry_after or 0) < 60.1
         one.charge(key, "acme", {"tokens": 150})
         await one.close()  # nothing that was to be counted is lost
         await asyncio.sleep(1.1)

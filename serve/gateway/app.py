@@ -170,7 +170,7 @@ class Gateway:
             Access.model_validate(rules["access"]),
             RequestLog.model_validate(rules["request_log"]),
             home=Path(rules["home"]) if rules.get("home") else home(),
-            gateway=secrets.token_hex(4),
+            gateway=secrets.token_hex(8),
             operator=places.operator(),
         )
         await fresh.start()

@@ -20,6 +20,7 @@ from serve.keys.refusals import Unauthorized, Unknowable
 EVERY_S = 1.0  # between two looks at the store
 SOON_S = 0.2  # for a key that is not known the store is asked again, so often at most
 WAIT_S = 2.0
+WAITING = 1000  # requests with unknown keys that may wait for that; the others are refused at once
 _NOBODY = "0" * 64
 UNKNOWN = "_unknown"  # the tenant of keys that are let through unseen: no tenant can have this name
 
@@ -36,12 +37,14 @@ class Known:
         self._away = True  # until it has been read once
         self.fault = "it has not been read yet"
         self._wanted = threading.Event()
+        self._lock = threading.Lock()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     def refresh(self) -> bool:
         """Read what is new. Whether the store answered; if it did not, `fault` says why."""
         self._wanted.clear()
-        waiting, self._waiting = self._waiting, []
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
         self._began = time.monotonic()
         try:
             if self._keys.revision() != self._revision:
@@ -56,7 +59,8 @@ class Known:
 
     def wait(self, seconds: float) -> None:
         """For the thread: until it is time to refresh, or a request wants it sooner."""
-        self._wanted.wait(seconds)
+        if self._wanted.wait(seconds):
+            time.sleep(max(0.0, SOON_S - (time.monotonic() - self._began)))
 
     def wake(self) -> None:
         self._wanted.set()
@@ -109,12 +113,13 @@ class Known:
         raise Unknowable(f"keys cannot be checked now: the store of keys is away, and {why}; try again", 5)
 
     async def _ask_again(self) -> None:
-        """Have the store read, unless that was done a moment ago; all who ask meanwhile wait for the same answer."""
-        if time.monotonic() - self._began < SOON_S or len(self._waiting) >= 10_000:
-            return
+        """Have the store read; all who ask meanwhile wait for the same answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((loop, future))
+        with self._lock:
+            if len(self._waiting) >= WAITING:
+                return
+            self._waiting.append((loop, future))
         self._wanted.set()
         try:
             await asyncio.wait_for(future, WAIT_S)
