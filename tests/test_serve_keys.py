@@ -224,6 +224,7 @@ def test_private_models_are_not_there_for_others(place: Place) -> None:
     assert place.post("/models/secret", admin).status_code == 200
 
 
+@pytest.mark.slow
 def test_expired_rotated_and_revoked(place: Place) -> None:
     key, secret = place.keys.create("acme", expires_in=3600)
     assert place.post("/models/reviews", secret).status_code == 200
@@ -353,6 +354,7 @@ def test_usage_and_the_log_of_what_ran(tmp_path: Path) -> None:
         assert stream["tokens_are"] == "estimated"
 
 
+@pytest.mark.slow
 def test_the_log_is_sampled_rotated_and_tells_inputs_where_asked(tmp_path: Path) -> None:
     with gateway(tmp_path, {"inputs": True, "max_mb": 0.02, "files": 2}) as place:
         key = place.key()
@@ -412,12 +414,13 @@ def server():
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", ["cached", "closed", "open"])
 def test_postgres_goes_away_in_the_middle(server, tmp_path: Path, away: str) -> None:
     if server.process.poll() is not None:
         server.start()
     (tmp_path / "password").write_text(databases.PASSWORD)
-    access = {"store": server.uri, "password_file": str(tmp_path / "password"), "away": away, "cached_s": 6}
+    access = {"store": server.uri, "password_file": str(tmp_path / "password"), "away": away, "cached_s": 3}
     tenant = f"t-{away}"
     with gateway(tmp_path, password=databases.PASSWORD, **access) as place:
         key, revoked = place.key(tenant), place.keys.create(tenant)
@@ -440,7 +443,7 @@ def test_postgres_goes_away_in_the_middle(server, tmp_path: Path, away: str) -> 
         if away == "open":
             assert place.post("/models/secret", unknown).status_code == 404
         if away == "cached":
-            time.sleep(5)
+            time.sleep(2)
             answer = place.post("/models/reviews", key)
             assert (answer.status_code, "was known longer ago" in answer.text) == (429, True)
         server.start()
@@ -454,6 +457,7 @@ def test_postgres_goes_away_in_the_middle(server, tmp_path: Path, away: str) -> 
         assert told == [{"cached": 3, "closed": 2, "open": 3}[away]], "what ran meanwhile is counted, once"
 
 
+@pytest.mark.slow
 def test_what_could_not_be_written_at_a_stop_is_written_by_the_next(server, tmp_path: Path) -> None:
     if server.process.poll() is not None:
         server.start()

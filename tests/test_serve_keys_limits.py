@@ -262,6 +262,7 @@ def test_redis_counts_for_all(redis, tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("away", ["cached", "open", "closed"])
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_redis_goes_away_in_the_middle(server, redis, tmp_path: Path, away: str, how: str) -> None:
