@@ -51,7 +51,7 @@ def api_of(
 def names(server: kube_server.Server, namespace: str) -> set[str]:
     found = [
         one["metadata"]["name"]
-        for plural in ("rayjobs", "rayservices", "configmaps")
+        for plural in ("rayjobs", "rayservices", "configmaps", "services")
         for one in server.get(namespace, plural)["items"]
     ]
     return set(found) - {"kube-root-ca.crt"}
@@ -63,7 +63,7 @@ def versions(server: kube_server.Server, namespace: str) -> dict[str, tuple[str,
             one["metadata"]["resourceVersion"],
             one["metadata"].get("generation", 0),
         )
-        for plural in ("rayjobs", "rayservices", "configmaps")
+        for plural in ("rayjobs", "rayservices", "configmaps", "services")
         for one in server.get(namespace, plural)["items"]
     }
 
@@ -112,8 +112,8 @@ def test_up_trains_then_serves_and_again_changes_nothing(
     assert json.loads(again.stdout.splitlines()[-1])["applied"][0] == value["applied"][0]
     assert versions(server, namespace) == before
     kinds = [one["kind"] for one in value["applied"]]
-    assert kinds == ["ConfigMap", "RayJob", "ConfigMap", "RayService"]
-    assert value["services"] == [{"name": "tiny-serve-svc", "url": f"http://tiny-serve-svc.{namespace}.svc:8000"}]
+    assert kinds == ["ConfigMap", "RayJob", "ConfigMap", "Service", "RayService"]
+    assert value["services"] == [{"name": "tiny-gateway", "url": f"http://tiny-gateway.{namespace}.svc:8000"}]
     job, service = (one for one in value["applied"] if one["kind"].startswith("Ray"))
     made = server.get(namespace, "rayjobs", job["name"])
     owners = {(one["manager"], one["operation"]) for one in made["metadata"]["managedFields"]}

@@ -194,6 +194,9 @@ class Gateway:
                 await self.forward(name, scope, receive, send)
             elif path == "/-/ping":
                 await respond(send, 200, b'"pong"')
+            elif path == "/-/ready":
+                waiting = self.directory.unmet(model.get("application", name) for name, model in self.models.items())
+                await respond(send, 503 if waiting else 200, encode({"waiting": waiting}))
             elif path == "/-/state":
                 await self._tell_state(scope, send)
             elif method in ("GET", "HEAD"):
