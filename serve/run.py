@@ -62,6 +62,7 @@ def deploy(
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
+        **({"private": True} if spec.serve.private else {}),
         **scaling.held(spec),
     }
     stage = f"serve {spec.name}"

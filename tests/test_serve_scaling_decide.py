@@ -144,16 +144,16 @@ def test_bounds_hold_over_every_metric():
     assert state.wanted == 20
     assert "no more than serve.max_replicas" in state.why
     cpu = replace(KEYS, metric="cpu", target=0.7, max_replicas=3)
-    _changes, state = simulate(cpu, lambda t: 5, 60, value=lambda t, up: 1.0)
+    _, state = simulate(cpu, lambda t: 5, 60, value=lambda t, up: 1.0)
     assert state.wanted == 3
 
 
 def test_cpu_goes_by_what_all_copies_use_together():
     keys = replace(KEYS, metric="cpu", target=0.5)
     # 1.8 cores of work, spread over those that are up.
-    changes, state = simulate(keys, lambda t: 5, 300, value=lambda t, up: min(1.0, 1.8 / up))
+    _, state = simulate(keys, lambda t: 5, 300, value=lambda t, up: min(1.0, 1.8 / up))
     assert state.wanted == 4
-    _changes, state = simulate(keys, lambda t: 5, 300, state=state, begin=300, value=lambda t, up: min(1.0, 0.4 / up))
+    _, state = simulate(keys, lambda t: 5, 300, state=state, begin=300, value=lambda t, up: min(1.0, 0.4 / up))
     assert state.wanted == 1
 
 
