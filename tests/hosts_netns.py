@@ -164,6 +164,14 @@ class Hosts:
             time.sleep(0.1)
         return time.monotonic() - began
 
+    def tails(self) -> str:
+        """The ends of what Ray has logged of training and serving, for a test that fails."""
+        logs = [
+            *self.scratch.glob("*/session_2*/logs/train/*controller*.log"),
+            *self.scratch.glob("*/session_2*/logs/serve/*.log"),
+        ]
+        return "\n".join(f"--- {log.relative_to(self.scratch)}\n{log.read_text()[-800:]}" for log in logs)
+
     def processes(self, number: int) -> list[psutil.Process]:
         return processes(self._name(number))
 
