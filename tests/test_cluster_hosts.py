@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import hmac
 import json
 import subprocess
 import sys
@@ -15,11 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import hosts_netns
+import httpx
 import pytest
 import train_tiny
-from hosts_netns import Hosts
+from hosts_netns import HTTP, Hosts
 from test_cluster_submit_jobs import Desk
 
 from cluster.registry import Registry
@@ -248,3 +252,193 @@ def one_host(desk: Desk, model: Path, folder: Path, **train: Any) -> dict[str, f
     learned = max((ours[name] - begun[name]).abs().max().item() for name in names)
     assert off < learned / 50, (off, learned)
     return metrics
+
+
+ROW = {"sepal length": [5.1], "sepal width": [3.5], "petal length": [1.4], "petal width": [0.2]}
+HELD_UP_S = 1.0  # a request that takes longer felt what happened
+
+
+class Load:
+    """Clients outside the cluster that ask one after the other, and what each request came to: (begun, ended, "" or
+    what was wrong with the answer)."""
+
+    def __init__(self, url: str, clients: int = 8) -> None:
+        self._url = url
+        self.rows: list[tuple[float, float, str]] = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60, trust_env=False) as client:
+            while not self._over.wait(0.02):
+                begun = time.monotonic()
+                try:
+                    answer = client.post(self._url, json={"table": ROW})
+                    wrong = "" if answer.text == '["setosa"]' else f"{answer.status_code} {answer.text[:200]}"
+                except httpx.HTTPError as error:
+                    wrong = repr(error)
+                self.rows.append((begun, time.monotonic(), wrong))
+
+
+@dataclass
+class Felt:
+    """What the clients felt of one event: of `requests` so many failed; seconds."""
+
+    event: str
+    requests: int
+    failed: list[str]
+    p99: float
+    longest: float
+    over: float  # until nobody's request was held up or failed any more
+    again: int  # had been with a replica that was lost, and went to another one
+
+    def line(self) -> str:
+        times = f"{self.p99 * 1000:8.0f} {self.longest:10.2f} {self.over:8.1f}"
+        figures = f"{self.requests:9} {len(self.failed):7} {self.again:6} {times}"
+        return f"{self.event:26} {figures}"
+
+
+def felt(event: str, load: Load, since: float, again: int) -> Felt:
+    rows = [row for row in list(load.rows) if row[1] >= since]
+    took = sorted(ended - begun for begun, ended, _ in rows)
+    late = [begun - since for begun, ended, wrong in rows if wrong or ended - begun > HELD_UP_S]
+    failed = [wrong for _, _, wrong in rows if wrong]
+    return Felt(event, len(rows), failed, took[int(len(took) * 0.99)], took[-1], max([0.0, *late]), again)
+
+
+class Served:
+    """The flowers, served from outside on all three hosts, and what the Keeper says of them."""
+
+    def __init__(self, hosts: Hosts, desk: Desk) -> None:
+        self.hosts = hosts
+        copies = ["serve.min_replicas=3", "serve.max_replicas=3"]
+        self.up = desk.json("up", "flowers.yaml", *copies, "--on", "other")
+        self.url: str = self.up["url"]
+        self.entrance = urlsplit(self.url).hostname
+
+    def state(self) -> dict[str, Any]:
+        token = {"Authorization": f"Bearer {self.hosts.token_file.read_text()}"}
+        return httpx.get(f"http://{self.entrance}:{HTTP}/-/state", headers=token, trust_env=False, timeout=10).json()
+
+    def replicas(self) -> list[dict[str, Any]]:
+        return [one for one in self.state()["replicas"] if one["application"] == "flowers"]
+
+    def again(self) -> int:
+        """How many requests have been sent to a second replica so far."""
+        return sum(one["load"].get("flowers", {}).get("again", 0) for one in self.state()["gateways"].values())
+
+    def wait(self, *, without: str = "", patience_s: float = 120) -> float:
+        """Until three replicas are up, that one not among them; the seconds it took."""
+        began = time.monotonic()
+        while time.monotonic() - began < patience_s:
+            up = [one["id"] for one in self.replicas() if one["state"] == "up"]
+            if len(up) == 3 and without not in up:
+                return time.monotonic() - began
+            time.sleep(0.2)
+        raise TimeoutError(f"{self.replicas()}\n{self.hosts.tails()}")
+
+    def victim(self) -> tuple[int, str]:
+        """A host with a replica that is neither the head nor where clients come in, and the replica's id."""
+        for one in self.replicas():
+            number = int(one["host"].rpartition(".")[2])
+            if number != 1 and one["host"] != self.entrance and one["state"] == "up":
+                return number, one["id"]
+        raise AssertionError(self.replicas())
+
+
+@pytest.fixture(scope="module")
+def served(hosts: Hosts, desk: Desk) -> Served:
+    served = Served(hosts, desk)
+    served.wait()
+    return served
+
+
+def test_what_is_served_from_outside_is_asked_and_looked_at_from_outside(desk: Desk, served: Served):
+    assert httpx.post(served.url, json={"table": ROW}, trust_env=False).json() == ["setosa"]
+    told = desk.json("status", "--on", "other")
+    assert [(one["name"], one["url"], one["replicas"]) for one in told["endpoints"]] == [("flowers", served.url, 3)]
+    run = next(one["run"] for one in told["runs"] if one["verb"] == "up")
+    assert '"stage": "serve flowers"' in desk.shoal("logs", run, "--on", "other")[0]
+    assert len({one["host"] for one in served.replicas()}) == 3
+
+
+def test_a_replica_on_the_network_answers_nobody_without_the_secret(hosts: Hosts, served: Served):
+    secret = hmac.new(hosts.token_file.read_bytes(), b"shoal data plane", hashlib.sha256).hexdigest()
+    for one in served.replicas():
+        url = f"http://{one['address']}/"
+        for headers in ({}, {"x-shoal-secret": ""}, {"x-shoal-secret": secret[:-1]}):
+            answer = httpx.post(url, json={"table": ROW}, headers=headers, trust_env=False)
+            assert (answer.status_code, answer.headers["x-shoal"]) == (401, "secret")
+        right = httpx.post(url, json={"table": ROW}, headers={"x-shoal-secret": secret}, trust_env=False)
+        assert right.json() == ["setosa"]
+
+
+@pytest.fixture(scope="module")
+def faults(hosts: Hosts, served: Served) -> dict[str, Felt]:
+    """What befell the hosts of the served model, under load all the while."""
+    found: dict[str, Felt] = {}
+    notes: list[str] = []
+
+    def during(event: str, seconds: float, *happen: Callable[[], object]) -> None:
+        began, again = time.monotonic(), served.again()
+        for each in happen:
+            each()
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+        found[event] = felt(event, load, began, served.again() - again)
+
+    def replaced() -> None:
+        dead = hosts.wait(2)
+        notes.append(
+            f"Ray gives the host up after {dead:.1f} s, another replica is up {served.wait(without=old):.1f} s later"
+        )
+
+    def back() -> None:
+        hosts.mend(number)
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            assert old not in [one["id"] for one in served.replicas() if one["state"] == "up"]
+        hosts.ended(number)
+        hosts.start(number)
+        hosts.wait(3)
+
+    with Load(served.url) as load:
+        during("nothing", 3)
+        number, old = served.victim()
+        during(
+            "a cable out for a second", 5, lambda: hosts.cut(number), lambda: time.sleep(1), lambda: hosts.mend(number)
+        )
+        assert old in [one["id"] for one in served.replicas() if one["state"] == "up"]
+        during("a host cut off", 12, lambda: hosts.cut(number), replaced)
+        during("it is back", 8, back)
+        served.wait()
+        number, old = served.victim()
+        during("a host at 64 kbit/s", 8, lambda: hosts.slow(number, kbit=64))
+        hosts.quicken(number)
+        time.sleep(2)
+        during("a host killed", 12, lambda: hosts.kill(number), replaced)
+    hosts.start(number)
+    print(f"\n{'event':26} {'requests':>9} {'failed':>7} {'again':>6} {'p99, ms':>8} {'longest, s':>10} {'over, s':>8}")
+    print("\n".join([*(one.line() for one in found.values()), *notes]))
+    return found
+
+
+def test_no_request_is_lost_with_a_host(faults: dict[str, Felt]):
+    for event in faults.values():
+        assert event.failed == [], (event.event, event.failed[:5])
+
+
+def test_requests_on_a_host_that_is_cut_off_go_elsewhere_in_seconds(faults: dict[str, Felt]):
+    # 4 s of silence end a connection, 2 s the try of a new one; the model's own limit is 60.
+    for event in ("a cable out for a second", "a host cut off", "it is back", "a host killed"):
+        assert faults[event].longest < 15
+        assert faults[event].over < 15

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ import httptools
 # What may lie here unread, of one answer, before its replica has to wait.
 HIGH_WATER = 262_144
 CONNECT_S = 2.0
+SILENT_S = 4.0
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -80,6 +82,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        if not self.peer.address.startswith("/"):
+            _notice_silence(transport.get_extra_info("socket"))
 
     async def ask(self, head: bytes, body: bytes | AsyncIterator[bytes]) -> Answer:
         self.answer = answer = Answer(self)
@@ -233,6 +237,20 @@ class Answer:
     def _wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
+
+
+def _notice_silence(sock: Any) -> None:
+    """Let the kernel break a connection whose other host has not answered it for SILENT_S seconds, be it asked for
+    nothing: a host that is cut off closes nothing. One that is merely busy answers, for its kernel does."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 1),
+        ("TCP_KEEPINTVL", 1),
+        ("TCP_KEEPCNT", int(SILENT_S)),
+        ("TCP_USER_TIMEOUT", int(SILENT_S * 1000)),
+    ):
+        if hasattr(socket, option):  # the last is Linux's own
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def head(method: str, target: str, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> bytes:
