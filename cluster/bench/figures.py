@@ -1,0 +1,113 @@
+"""The figures of a run's page, as SVG text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.bench.summary import Round
+from cluster.page import ACCENT, OTHER, axes, plain, svg
+
+_COLOURS = (ACCENT, OTHER)
+_PARTS = ("#0a7d5c", "#5b7fa6", "#c08a3e", "#8e6bb0", "#b35f5f", "#7d8b3a", "#4f9aa8", "#9c7a62", "#b9b9b9")
+_MOST_PARTS = 8
+_BIN_S = 0.25
+
+
+def by_round(told: Sequence[dict[str, Any]], rate: str, unit: str) -> str:
+    """What each round gave: the rate, p99, and CPU time where it was measured."""
+    panels: list[tuple[str, Any]] = [
+        (rate.replace("_per_s", " a second"), lambda row: row[rate]),
+        ("p99 ms", lambda row: row["latency_ms"].get("p99")),
+    ]
+    if any("cpu_ms_by_part" in side for side in told):
+        panels.append((f"CPU-ms a {unit}", lambda row: row.get(f"cpu_ms_per_{unit}")))
+    figure, found = axes(len(panels), 2.8, shared=False)
+    for ax, (label, of) in zip(found, panels):
+        for side, colour in zip(told, _COLOURS):
+            points = [(row["round"] + 1, of(row)) for row in side["rounds"] if of(row) is not None]
+            if points:
+                ax.plot(*zip(*points), "o-", color=colour, ms=4, lw=1.4, label=plain(side["name"]))
+        ax.set_ylim(bottom=0)
+        ax.set_xticks(range(1, len(told[0]["rounds"]) + 1))
+        ax.set_xlabel("round")
+        ax.set_title(label, fontsize=9)
+    found[0].legend(fontsize=8, frameon=False)
+    return svg(figure)
+
+
+def percentiles(sides: Sequence[tuple[str, Sequence[Round]]], panels: Sequence[tuple[str, str]]) -> str:
+    """Times over the share of answers that took no longer, the tail spread out; a panel for each of `panels`, which are
+    a Round's array and its label."""
+    figure, found = axes(len(panels), 3.2, shared=False)
+    for ax, (which, label) in zip(found, panels):
+        for (name, rows), colour in zip(sides, _COLOURS):
+            values = np.sort(np.concatenate([getattr(row, which) for row in rows]))
+            if not len(values):
+                continue
+            # One minus the share, on a logarithmic axis: as much room from 99 to 99.9 % as from 0 to 90.
+            rest = 1 - np.arange(len(values)) / len(values)
+            chosen = np.unique(np.geomspace(1, len(values), 300).astype(int))
+            places = np.unique(np.concatenate([len(values) - chosen, chosen - 1]))
+            ax.plot(rest[places], values[places], color=colour, lw=1.6, label=plain(name))
+        ticks = [1, 0.5, 0.1, 0.01, 0.001]
+        ax.set_xscale("log")
+        ax.set_xlim(1, max(1e-3, min(0.2, _smallest(sides, which))))
+        ax.set_xticks(ticks, ["0", "p50", "p90", "p99", "p99.9"])
+        ax.set_xticks([], minor=True)
+        ax.set_xlim(1, max(1e-3, min(0.2, _smallest(sides, which))))
+        ax.set_ylim(bottom=0)
+        ax.set_title(label, fontsize=9)
+    found[0].legend(fontsize=8, frameon=False)
+    return svg(figure)
+
+
+def parts(told: Sequence[dict[str, Any]], unit: str) -> str:
+    """CPU time by process, a bar a side; the small ones are put together."""
+    shown = [side for side in told if "cpu_ms_by_part" in side]
+    figure, (ax,) = axes(1, 1.1 + 0.6 * len(shown))
+    for row, side in enumerate(shown):
+        named = list(side["cpu_ms_by_part"].items())
+        rest = sum(value for _, value in named[_MOST_PARTS:])
+        left = 0.0
+        for place, (name, value) in enumerate([*named[:_MOST_PARTS], *([("others", rest)] if rest else [])]):
+            ax.barh(row, value, left=left, color=_PARTS[place % len(_PARTS)], edgecolor="white", height=0.55)
+            whole = side[f"cpu_ms_per_{unit}"]
+            if value > 0.08 * max(one[f"cpu_ms_per_{unit}"] for one in shown):
+                said = f"{plain(name)}\n{value:.3g}"
+                ax.text(left + value / 2, row, said, ha="center", va="center", fontsize=7, color="white")
+            left += value
+        ax.text(left, row, f"  {whole:.3g}", va="center", fontsize=8)
+    ax.set_yticks(range(len(shown)), [plain(side["name"]) for side in shown])
+    ax.invert_yaxis()
+    ax.margins(x=0.08)
+    ax.set_xlabel(f"CPU-ms a {unit}")
+    return svg(figure)
+
+
+def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
+    """The slowest answer of each quarter of a second over the whole run: the turns, and what stalled in them."""
+    figure, (ax,) = axes(1, 2.8)
+    start = min(row.began for _, rows in sides for row in rows)
+    for (name, rows), colour in zip(sides, _COLOURS):
+        label: str | None = plain(name)
+        for row in rows:
+            if not len(row.done_s):
+                continue
+            bins = (row.done_s / _BIN_S).astype(int)
+            slowest = np.zeros(bins.max() + 1)
+            np.maximum.at(slowest, bins, row.latency_ms)
+            at = row.began - start + (np.arange(len(slowest)) + 0.5) * _BIN_S
+            ax.plot(at[slowest > 0], slowest[slowest > 0], color=colour, lw=1.2, label=label)
+            label = None
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("seconds of the run")
+    ax.set_ylabel("slowest answer, ms")
+    ax.legend(fontsize=8, frameon=False)
+    return svg(figure)
+
+
+def _smallest(sides: Sequence[tuple[str, Sequence[Round]]], which: str) -> float:
+    return 1 / max(1, *(sum(len(getattr(row, which)) for row in rows) for _, rows in sides))
