@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def by_round(told: Sequence[dict[str, Any]], rate: str, unit: str) -> str:
                 ax.plot(*zip(*points), "o-", color=colour, ms=4, lw=1.4, label=plain(side["name"]))
         ax.set_ylim(bottom=0)
         ax.set_xticks(range(1, len(told[0]["rounds"]) + 1))
-        ax.set_xlabel("round")
+        ax.set_xlabel("round", fontsize=8)
         ax.set_title(label, fontsize=9)
     found[0].legend(fontsize=8, frameon=False)
     return svg(figure)
@@ -54,7 +55,6 @@ def percentiles(sides: Sequence[tuple[str, Sequence[Round]]], panels: Sequence[t
             ax.plot(rest[places], values[places], color=colour, lw=1.6, label=plain(name))
         ticks = [1, 0.5, 0.1, 0.01, 0.001]
         ax.set_xscale("log")
-        ax.set_xlim(1, max(1e-3, min(0.2, _smallest(sides, which))))
         ax.set_xticks(ticks, ["0", "p50", "p90", "p99", "p99.9"])
         ax.set_xticks([], minor=True)
         ax.set_xlim(1, max(1e-3, min(0.2, _smallest(sides, which))))
@@ -67,24 +67,29 @@ def percentiles(sides: Sequence[tuple[str, Sequence[Round]]], panels: Sequence[t
 def parts(told: Sequence[dict[str, Any]], unit: str) -> str:
     """CPU time by process, a bar a side; the small ones are put together."""
     shown = [side for side in told if "cpu_ms_by_part" in side]
-    figure, (ax,) = axes(1, 1.1 + 0.6 * len(shown))
-    for row, side in enumerate(shown):
-        named = list(side["cpu_ms_by_part"].items())
-        rest = sum(value for _, value in named[_MOST_PARTS:])
+    bars = [_largest(side["cpu_ms_by_part"]) for side in shown]
+    names = list(dict.fromkeys(name for bar in bars for name in bar))
+    figure, (ax,) = axes(1, 1.2 + 0.45 * len(shown) + 0.18 * math.ceil(len(names) / 4))
+    for row, bar in enumerate(bars):
         left = 0.0
-        for place, (name, value) in enumerate([*named[:_MOST_PARTS], *([("others", rest)] if rest else [])]):
-            ax.barh(row, value, left=left, color=_PARTS[place % len(_PARTS)], edgecolor="white", height=0.55)
-            whole = side[f"cpu_ms_per_{unit}"]
-            if value > 0.08 * max(one[f"cpu_ms_per_{unit}"] for one in shown):
-                said = f"{plain(name)}\n{value:.3g}"
-                ax.text(left + value / 2, row, said, ha="center", va="center", fontsize=7, color="white")
+        for name, value in bar.items():
+            ax.barh(row, value, left=left, color=_PARTS[names.index(name) % len(_PARTS)], edgecolor="white", height=0.6)
             left += value
-        ax.text(left, row, f"  {whole:.3g}", va="center", fontsize=8)
+        ax.text(left, row, f"  {left:.3g}", va="center", fontsize=8)
+    for place, name in enumerate(names):
+        ax.barh(0, 0, color=_PARTS[place % len(_PARTS)], label=plain(name))
     ax.set_yticks(range(len(shown)), [plain(side["name"]) for side in shown])
     ax.invert_yaxis()
     ax.margins(x=0.08)
-    ax.set_xlabel(f"CPU-ms a {unit}")
+    ax.set_xlabel(f"CPU-ms a {unit}", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return svg(figure)
+
+
+def _largest(by_part: Mapping[str, float]) -> dict[str, float]:
+    named = sorted(by_part.items(), key=lambda item: -item[1])
+    rest = sum(value for _, value in named[_MOST_PARTS:])
+    return dict(named[:_MOST_PARTS]) | ({"others": rest} if rest else {})
 
 
 def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
@@ -103,8 +108,8 @@ def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
             ax.plot(at[slowest > 0], slowest[slowest > 0], color=colour, lw=1.2, label=label)
             label = None
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("seconds of the run")
-    ax.set_ylabel("slowest answer, ms")
+    ax.set_xlabel("seconds of the run", fontsize=8)
+    ax.set_ylabel("slowest answer, ms", fontsize=8)
     ax.legend(fontsize=8, frameon=False)
     return svg(figure)
 

@@ -42,7 +42,8 @@ def used(before: dict[int, tuple[str, float]], after: dict[int, tuple[str, float
 
 
 def part(process: psutil.Process) -> str:
-    """A short name for a process: a Ray worker's own title, which it wrote over its command, a script or module of Python, else the program's name."""
+    """A short name for a process: a Ray worker's own title, which it wrote over its command; a script or module of
+    Python; else the program's name."""
     words = [word for word in process.cmdline() if word.strip()]
     if not words:
         return process.name()

@@ -146,7 +146,8 @@ def _times(found: Sequence[Round], which: str) -> dict[str, float]:
     if not len(values):
         return {}
     named = {name: float(np.quantile(values, share)) for name, share in _QUANTILES.items()}
-    return {key: round(value, 3) for key, value in {**named, "mean": values.mean(), "max": values.max()}.items()}
+    named |= {"mean": float(values.mean()), "max": float(values.max())}
+    return {key: round(value, 3) for key, value in named.items()}
 
 
 def ratios(first: Sequence[Round], second: Sequence[Round], *, streams: bool) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvloop
 
@@ -14,8 +14,6 @@ from cluster.bench.connection import Address, Shot, clock, connect
 from cluster.bench.load import Closed, Open
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
-
-WARM_S = 2.0  # of load before the first round
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Load:
-    """How it is asked. With `rate` (requests a second) the loop is open, else `concurrent` clients wait for answers."""
+    """How it is asked. With `rate` (requests a second) the loop is open, else `concurrent` clients wait for answers.
+    `warm_s` seconds of it come before the first round."""
 
     concurrent: int = 32
     rate: float | None = None
@@ -41,6 +40,7 @@ class Load:
     rounds: int = 5
     timeout_s: float = 60.0
     seed: int = 0
+    warm_s: float = 2.0
 
 
 @dataclass
@@ -66,7 +66,7 @@ def run(sides: Sequence[Side], load: Load, progress: Progress = silent) -> list[
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for side in sides:
             progress("warm up", 0, 0, side.name)
-            warm = Load(load.concurrent, load.rate, min(WARM_S, load.seconds), 1, load.timeout_s, load.seed)
+            warm = replace(load, seconds=min(load.warm_s, load.seconds), rounds=1)
             runner.run(_turn(side, warm, 0))
         turns: list[Turn] = []
         whole = load.rounds * len(sides)

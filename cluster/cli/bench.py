@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -156,8 +157,8 @@ def _rival(spec: Spec, bodies: Bodies, url: str | None, pid: int | None) -> Side
         return None
     key = os.environ.get(AGAINST_KEY, "")
     model = sides.model_at(url, (spec.model, spec.name), key) if bodies.path else ""
-    processes = machine.behind(url, pid, name="against")
-    found = sides.side("against", url, bodies, processes, model=model, key=key, option="--against")
+    processes = machine.behind(url, pid, name="the other server")
+    found = sides.side(urlsplit(url).netloc, url, bodies, processes, model=model, key=key, option="--against")
     sides.check([found], spec.serve.request_timeout_s + 5)
     return found
 
