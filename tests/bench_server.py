@@ -2,8 +2,8 @@
 
 What a request gets stands in its path: /delay/MS, /fail/N (each Nth is a 500), /stall/S (S seconds after its first
 request the whole server stands still for a second, once), /close, /label/SCORE, /work/MS (of CPU time),
-/v1/completions (an event stream; `max_tokens` of them, `gap_ms` apart, with the faults named in `fault`). GET /seen: which
-bodies came, by path.
+/v1/completions (an event stream; `max_tokens` of them, `gap_ms` apart, with the faults named in `fault`). GET /seen:
+which bodies came, by path.
 """
 
 from __future__ import annotations

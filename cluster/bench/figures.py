@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from cluster.bench.summary import Round
-from cluster.page import ACCENT, OTHER, axes, plain, svg
+from cluster.page import ACCENT, OTHER, PALE, axes, plain, svg
 
 _COLOURS = (ACCENT, OTHER)
-_PARTS = ("#0a7d5c", "#5b7fa6", "#c08a3e", "#8e6bb0", "#b35f5f", "#7d8b3a", "#4f9aa8", "#9c7a62", "#b9b9b9")
-_MOST_PARTS = 8
+_PARTS = ("#0a7d5c", "#5b7fa6", "#c08a3e", "#8e6bb0", "#b35f5f", "#7d8b3a", "#4f9aa8", "#9c7a62", "#2f5d50", "#d1a7a0")
+_MOST_PARTS, _REST = 8, "others"
 _BIN_S = 0.25
 
 
@@ -31,7 +31,7 @@ def by_round(told: Sequence[dict[str, Any]], rate: str, unit: str) -> str:
             points = [(row["round"] + 1, of(row)) for row in side["rounds"] if of(row) is not None]
             if points:
                 ax.plot(*zip(*points), "o-", color=colour, ms=4, lw=1.4, label=plain(side["name"]))
-        ax.set_ylim(bottom=0)
+        _from_zero(ax)
         ax.set_xticks(range(1, len(told[0]["rounds"]) + 1))
         ax.set_xlabel("round", fontsize=8)
         ax.set_title(label, fontsize=9)
@@ -58,7 +58,7 @@ def percentiles(sides: Sequence[tuple[str, Sequence[Round]]], panels: Sequence[t
         ax.set_xticks(ticks, ["0", "p50", "p90", "p99", "p99.9"])
         ax.set_xticks([], minor=True)
         ax.set_xlim(1, max(1e-3, min(0.2, _smallest(sides, which))))
-        ax.set_ylim(bottom=0)
+        _from_zero(ax)
         ax.set_title(label, fontsize=9)
     found[0].legend(fontsize=8, frameon=False)
     return svg(figure)
@@ -73,11 +73,11 @@ def parts(told: Sequence[dict[str, Any]], unit: str) -> str:
     for row, bar in enumerate(bars):
         left = 0.0
         for name, value in bar.items():
-            ax.barh(row, value, left=left, color=_PARTS[names.index(name) % len(_PARTS)], edgecolor="white", height=0.6)
+            ax.barh(row, value, left=left, color=_colour(name, names), edgecolor="white", height=0.6)
             left += value
         ax.text(left, row, f"  {left:.3g}", va="center", fontsize=8)
-    for place, name in enumerate(names):
-        ax.barh(0, 0, color=_PARTS[place % len(_PARTS)], label=plain(name))
+    for name in names:
+        ax.barh(0, 0, color=_colour(name, names), label=plain(name))
     ax.set_yticks(range(len(shown)), [plain(side["name"]) for side in shown])
     ax.invert_yaxis()
     ax.margins(x=0.08)
@@ -89,7 +89,11 @@ def parts(told: Sequence[dict[str, Any]], unit: str) -> str:
 def _largest(by_part: Mapping[str, float]) -> dict[str, float]:
     named = sorted(by_part.items(), key=lambda item: -item[1])
     rest = sum(value for _, value in named[_MOST_PARTS:])
-    return dict(named[:_MOST_PARTS]) | ({"others": rest} if rest else {})
+    return dict(named[:_MOST_PARTS]) | ({_REST: rest} if rest else {})
+
+
+def _colour(part: str, names: Sequence[str]) -> str:
+    return PALE if part == _REST else _PARTS[names.index(part) % len(_PARTS)]
 
 
 def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
@@ -107,7 +111,7 @@ def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
             at = row.began - start + (np.arange(len(slowest)) + 0.5) * _BIN_S
             ax.plot(at[slowest > 0], slowest[slowest > 0], color=colour, lw=1.2, label=label)
             label = None
-    ax.set_ylim(bottom=0)
+    _from_zero(ax)
     ax.set_xlabel("seconds of the run", fontsize=8)
     ax.set_ylabel("slowest answer, ms", fontsize=8)
     ax.legend(fontsize=8, frameon=False)
@@ -116,3 +120,7 @@ def timeline(sides: Sequence[tuple[str, Sequence[Round]]]) -> str:
 
 def _smallest(sides: Sequence[tuple[str, Sequence[Round]]], which: str) -> float:
     return 1 / max(1, *(sum(len(getattr(row, which)) for row in rows) for _, rows in sides))
+
+
+def _from_zero(ax: Any) -> None:
+    ax.set_ylim(0, 1.06 * ax.dataLim.y1 if ax.dataLim.y1 > 0 else 1)

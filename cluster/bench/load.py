@@ -52,17 +52,19 @@ class Closed:
         self.end = clock() + self.seconds
         self.left = self.concurrent
         for connection in self.connections:
-            self._next(connection)
+            self._ask(connection)  # each client asks once, however short the time is
         await self.finished
         return self.shots
 
     def _next(self, connection: Connection) -> None:
-        now = clock()
-        if now >= self.end:
+        if clock() < self.end:
+            self._ask(connection)
+        else:
             connection.close()
             self._one_less()
-            return
-        shot = Shot(self.taken, now)
+
+    def _ask(self, connection: Connection) -> None:
+        shot = Shot(self.taken, clock())
         request = self.requests[(self.start + self.taken) % len(self.requests)]
         self.taken += 1
         connection.ask(shot, request)

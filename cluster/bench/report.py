@@ -45,6 +45,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
         add(f"latency {name}, ms", f"latency_{name}", lambda side, name=name: _number(side["latency_ms"].get(name)))
     for name in ("p50", "p99"):
         add(f"first token {name}, ms", f"ttft_{name}", lambda side, name=name: _number(_of(side, "ttft_ms", name)))
+    for name in ("p50", "p99"):
         add(f"between tokens {name}, ms", f"gap_{name}", lambda side, name=name: _number(_of(side, "gap_ms", name)))
     add(f"CPU-ms a {unit}", "cpu_ms", lambda side: _number(side.get(f"cpu_ms_per_{unit}")))
     add("answers", "", lambda side: str(side["ok"]))

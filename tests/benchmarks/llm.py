@@ -69,9 +69,8 @@ def main() -> None:
             assert not (differ := sides.check([asked[0], one], 300)), differ
 
         results: list[dict[str, Any]] = []
-        print(
-            f"{'':16}{'streams':>8}{'tokens/s':>10}{'of the first':>22}{'TTFT p50':>10}{'p99 ms':>8}{'CPU-ms/token':>14}"
-        )
+        heads = f"{'tokens/s':>10}{'of the first':>22}{'TTFT p50':>10}{'p99 ms':>8}{'CPU-ms/token':>14}"
+        print(f"{'':16}{'streams':>8}{heads}")
         for streams in arguments.streams:
             # A turn so short that each client asks once.
             load = Load(streams, None, 0.001, arguments.rounds, 600)
