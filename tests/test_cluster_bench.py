@@ -266,7 +266,7 @@ def test_a_model_is_called_what_its_server_calls_it(server):
 
 def test_a_request_is_what_it_should_be():
     address = Address.of("http://[::1]:81/a?b=1", name="url")
-    head, _, body = address.request(b"{}", "application/json", "sk").partition(b"\r\n\r\n")
+    head, _, body = address.request(b"{}", "application/json", {"authorization": "Bearer sk"}).partition(b"\r\n\r\n")
     assert body == b"{}"
     assert head.decode().split("\r\n") == [
         "POST /a?b=1 HTTP/1.1",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -22,16 +22,20 @@ _STREAM = b"text/event-stream"
 
 @dataclass(frozen=True)
 class Address:
-    """A server's URL in parts; `path` has the query string."""
+    """A server's URL in parts; `path` has the query string. With `socket` it is reached by that unix socket."""
 
     host: str
     port: int
     path: str
-    tls: bool
+    tls: ssl.SSLContext | None = None
+    socket: str = ""
 
     @classmethod
-    def of(cls, url: str, *, name: str) -> Address:
-        """The parts of a URL. Raises InputError, which calls it `name`."""
+    def of(cls, url: str, *, name: str, tls: ssl.SSLContext | None = None) -> Address:
+        """The parts of a URL; `tls` says how a certificate is checked, else as this system does.
+
+        Raises InputError, which calls the URL `name`.
+        """
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -40,17 +44,18 @@ class Address:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{name}: {url} is no HTTP address; write http://HOST:PORT/PATH")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return cls(parts.hostname, port, path, parts.scheme == "https")
+        context = tls or ssl.create_default_context() if parts.scheme == "https" else None
+        return cls(parts.hostname, port, path, context)
 
-    def request(self, body: bytes, content_type: str, key: str = "") -> bytes:
-        """A whole POST, to be written as it is. `key` is sent as a bearer's token."""
+    def request(self, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
+        """A whole POST, to be written as it is, with `headers` beside those that it needs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
             f"POST {self.path} HTTP/1.1",
             f"host: {host}:{self.port}",
             f"content-type: {content_type}",
             f"content-length: {len(body)}",
-            *([f"authorization: Bearer {key}"] if key else []),
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
         ]
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
@@ -188,9 +193,11 @@ class Connection(asyncio.Protocol):
 async def connect(address: Address, done: Done, timeout_s: float) -> Connection:
     """Open a connection. Raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
-    context = ssl.create_default_context() if address.tls else None
+
+    def made() -> Connection:
+        return Connection(done, timeout_s)
+
     async with asyncio.timeout(min(timeout_s, 10)):
-        _, connection = await loop.create_connection(
-            lambda: Connection(done, timeout_s), address.host, address.port, ssl=context
-        )
-    return connection
+        if address.socket:
+            return (await loop.create_unix_connection(made, address.socket))[1]
+        return (await loop.create_connection(made, address.host, address.port, ssl=address.tls))[1]

@@ -4,6 +4,8 @@ same work."""
 from __future__ import annotations
 
 import json
+import ssl
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,16 +18,43 @@ from cluster.errors import InputError, RunFailed
 
 
 def side(
-    name: str, url: str, bodies: Bodies, processes: machine.Processes, *, model: str = "", key: str = "", option: str
+    name: str,
+    url: str,
+    bodies: Bodies,
+    processes: machine.Processes,
+    *,
+    option: str,
+    model: str = "",
+    key: str = "",
+    tls: ssl.SSLContext | None = None,
 ) -> Side:
     """A server with its requests as they go out. On OpenAI's routes `url` is where /v1 stands, and `model` what the
-    server calls the model; else it is where requests are posted. Raises InputError, naming `option`."""
+    server calls the model; else it is where requests are posted. `key` goes with each, as a bearer's token; `tls` says
+    how its certificate is checked. Raises InputError, naming `option`."""
     if bodies.path:
         url = _root(url) + bodies.path
-    address = Address.of(url, name=option)
+    address = Address.of(url, name=option, tls=tls)
+    return at(name, url, address, bodies, processes, model=model, headers=_bearer(key))
+
+
+def at(
+    name: str,
+    url: str,
+    address: Address,
+    bodies: Bodies,
+    processes: machine.Processes,
+    *,
+    model: str = "",
+    headers: Mapping[str, str],
+) -> Side:
+    """The same for an address that is known, and any headers."""
     content = [made.named(body, model) for body in bodies.content] if bodies.path else bodies.content
-    requests = [address.request(body, bodies.content_type, key) for body in content]
+    requests = [address.request(body, bodies.content_type, headers) for body in content]
     return Side(name, url, address, requests, bool(bodies.path), processes)
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 def model_at(url: str, wanted: tuple[str, ...], key: str = "") -> str:
@@ -34,8 +63,7 @@ def model_at(url: str, wanted: tuple[str, ...], key: str = "") -> str:
 
     where = f"{_root(url)}/v1/models"
     try:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        answer = httpx.get(where, headers=headers, timeout=30, trust_env=False)
+        answer = httpx.get(where, headers=_bearer(key), timeout=30, trust_env=False)
         names = [str(row["id"]) for row in answer.json()["data"]]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--against: {where}: no list of models ({error or type(error).__name__})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -97,8 +98,8 @@ def serve(
     with Output(as_json=as_json) as out:
         bodies = _bodies(spec, options["requests_file"], options["tokens"], out)
         rival = _rival(spec, bodies, options["against"], options["pid"])
-        with _served(spec, overrides, options["on"], out) as (endpoint, processes):
-            ours = _ours(endpoint, bodies, processes, os.environ.get(options["key_env"], ""))
+        with _served(spec, overrides, options["on"], out) as (cluster, endpoint, processes):
+            ours = _ours(cluster, endpoint, bodies, processes, os.environ.get(options["key_env"], ""))
             asked = [ours, *([rival] if rival else [])]
             remarks = sides.check(asked, load.timeout_s)
             seen = turns.run(asked, load, out.progress)
@@ -163,16 +164,20 @@ def _rival(spec: Spec, bodies: Bodies, url: str | None, pid: int | None) -> Side
     return found
 
 
-def _ours(endpoint: Endpoint, bodies: Bodies, processes: Processes, key: str) -> Side:
+def _ours(cluster: Cluster, endpoint: Endpoint, bodies: Bodies, processes: Processes, key: str) -> Side:
     from cluster.bench import sides
+    from serve.state import trusted
 
     # OpenAI's routes stand at the root, and take the model by name.
     url = endpoint.url.partition("/models/")[0] if bodies.path else endpoint.url
-    return sides.side("shoal", url, bodies, processes, model=endpoint.name, key=key, option="url")
+    tls = context if isinstance(context := trusted(cluster), ssl.SSLContext) else None
+    return sides.side("shoal", url, bodies, processes, option="url", model=endpoint.name, key=key, tls=tls)
 
 
 @contextlib.contextmanager
-def _served(spec: Spec, overrides: Sequence[str], on: str | None, out: Output) -> Iterator[tuple[Endpoint, Processes]]:
+def _served(
+    spec: Spec, overrides: Sequence[str], on: str | None, out: Output
+) -> Iterator[tuple[Cluster, Endpoint, Processes]]:
     """The endpoint that is there; else one for as long as this is open. Raises NotFound, where there is no champion."""
     from cluster import connect
     from cluster.bench.machine import Processes
@@ -184,12 +189,13 @@ def _served(spec: Spec, overrides: Sequence[str], on: str | None, out: Output) -
 
     name = served_name(spec)
     if there := target.find(on):
-        yield _running(find(name, jobs.reached(there))), Processes(None, f"it runs on the cluster {there.name}")
+        far = jobs.reached(there)
+        yield far, _running(find(name, far)), Processes(None, f"it runs on the cluster {there.name}")
         return
     if (here := connect.running()) is not None and (endpoint := _found(name, here)) is not None:
         if changed := [word for word in overrides if word.startswith(("serve.", "model="))]:
             raise InputError(f"{changed[0]}: {name} is being served already, as it is; `shoal down {name}` first")
-        yield _running(endpoint), _own(here)
+        yield here, _running(endpoint), _own(here)
         return
     uri, folder = stages.served_model(spec, Registry())
     out.say(f"{name} is not served: it will be, for the time of this run")
@@ -197,7 +203,7 @@ def _served(spec: Spec, overrides: Sequence[str], on: str | None, out: Output) -
         with stages.only_one(spec.name):
             endpoint = deploy(spec, model_uri=uri, folder=folder, cluster=cluster, progress=out.progress)
         try:
-            yield endpoint, _own(cluster)
+            yield cluster, endpoint, _own(cluster)
         finally:
             with contextlib.suppress(ShoalError):  # gone by itself, or with its cluster
                 remove(endpoint.name, cluster)

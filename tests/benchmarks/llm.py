@@ -1,5 +1,5 @@
 """Tokens a second, time to the first of them and CPU-milliseconds a token of one language model: Shoal, through its
-gateway and past it, against vLLM's own server, and against Ray's `build_openai_app` where that is asked for.
+gateway, against vLLM's own server, and against Ray's `build_openai_app` where that is asked for.
 
     python tests/benchmarks/llm.py MODEL_FOLDER [--streams 1 16 64] [--rounds 3] [--tokens 64] [--only NAME ...]
         [--adapter FOLDER]
@@ -62,7 +62,7 @@ def main() -> None:
         if "ray" in arguments.only:
             asked.append(_ray(arguments, stack, work))
         if "shoal" in arguments.only:
-            asked += _shoal(arguments, work, stack)
+            asked.append(_shoal(arguments, work, stack))
 
         # Greedy answers are the same everywhere, or the comparison is of different things.
         for one in asked[1:]:
@@ -106,7 +106,7 @@ def _text(url: str, model: str) -> str:
     return answer.json()["choices"][0]["text"]
 
 
-def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> list[Side]:
+def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> Side:
     """Ready for adapters only where one is given: like is compared with like."""
     folder, adapter = arguments.folder, arguments.adapter
     os.environ["SHOAL_HOME"] = str(work / "home")
@@ -127,10 +127,7 @@ def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> list[
     def own() -> list[psutil.Process]:
         return processes.members(root)
 
-    asked = [
-        _side("shoal", cluster.http_url, "bench", own, arguments.tokens),
-        _side("shoal, /m", f"{cluster.http_url}/m/bench", "bench", own, arguments.tokens),
-    ]
+    ours = _side("shoal", cluster.http_url, "bench", own, arguments.tokens)
     if adapter is not None:
         tuned = parse(
             f"name: tuned\ntask: text-generation\nmodel: {folder}\ndata: {{train: hf://a/b}}\n"
@@ -141,7 +138,7 @@ def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> list[
         text = _text(cluster.http_url, "bench:tuned")
         print(f"adapter: {time.monotonic() - began:.2f} s from its folder to an answer: {text[:40]!r}", flush=True)
         run.remove("tuned", cluster)
-    return asked
+    return ours
 
 
 def _bare(arguments: argparse.Namespace, stack: ExitStack, work: Path, *, lora: bool) -> Side:
