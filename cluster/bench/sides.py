@@ -83,7 +83,8 @@ def check(sides: list[Side], timeout_s: float) -> list[str]:
         fault = shot.fault or (stream.read(shot).fault if one.streams and shot.ok else "")
         if not shot.ok or fault:
             said = fault or f"{shot.status}: {shot.body[:300].decode('utf-8', 'replace')}"
-            remedy = "; give the key by SHOAL_API_KEY or --key-env" if shot.status in (401, 403) else ""
+            keys = "; keys are read from SHOAL_API_KEY, and SHOAL_AGAINST_KEY for the other server"
+            remedy = keys if shot.status in (401, 403) else ""
             raise RunFailed(f"{one.name}: {one.url}: the first request failed: {said}{remedy}")
         answers.append(_answer(shot, streams=one.streams))
     if len(answers) == 2 and answers[0] != answers[1]:

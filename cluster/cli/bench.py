@@ -179,7 +179,7 @@ def _served(
     spec: Spec, overrides: Sequence[str], on: str | None, out: Output
 ) -> Iterator[tuple[Cluster, Endpoint, Processes]]:
     """The endpoint that is there; else one for as long as this is open. Raises NotFound, where there is no champion."""
-    from cluster import connect
+    from cluster import attached, connect
     from cluster.bench.machine import Processes
     from cluster.cli import jobs, stages
     from cluster.engine import served_name
@@ -192,14 +192,17 @@ def _served(
         far = jobs.reached(there)
         yield far, _running(find(name, far)), Processes(None, f"it runs on the cluster {there.name}")
         return
-    if (here := connect.running()) is not None and (endpoint := _found(name, here)) is not None:
-        if changed := [word for word in overrides if word.startswith(("serve.", "model="))]:
-            raise InputError(f"{changed[0]}: {name} is being served already, as it is; `shoal down {name}` first")
-        yield here, _running(endpoint), _own(here)
+    if (here := connect.running()) is not None and (endpoint := _found(name, here, overrides)) is not None:
+        yield here, endpoint, _own(here)
         return
-    uri, folder = stages.served_model(spec, Registry())
-    out.say(f"{name} is not served: it will be, for the time of this run")
+    if attached.address() is None:  # before a Ray is started in vain
+        stages.served_model(spec, Registry())
     with connect.session(progress=out.progress) as cluster:
+        if (endpoint := _found(name, cluster, overrides)) is not None:
+            yield cluster, endpoint, _own(cluster)
+            return
+        uri, folder = stages.served_model(spec, Registry())
+        out.say(f"{name} is not served: it will be, for the time of this run")
         with stages.only_one(spec.name):
             endpoint = deploy(spec, model_uri=uri, folder=folder, cluster=cluster, progress=out.progress)
         try:
@@ -209,11 +212,15 @@ def _served(
                 remove(endpoint.name, cluster)
 
 
-def _found(name: str, cluster: Cluster) -> Endpoint | None:
+def _found(name: str, cluster: Cluster, overrides: Sequence[str]) -> Endpoint | None:
+    """What is served already, as it is. Raises InputError where it is asked to be otherwise."""
     from serve.run import find
 
     with contextlib.suppress(NotFound):
-        return find(name, cluster)
+        endpoint = _running(find(name, cluster))
+        if changed := [word for word in overrides if word.startswith(("serve.", "model="))]:
+            raise InputError(f"{changed[0]}: {name} is being served already, as it is; `shoal down {name}` first")
+        return endpoint
     return None
 
 
