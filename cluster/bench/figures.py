@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.bench.summary import Round
+from cluster.bench.compare import Round
 from cluster.page import ACCENT, OTHER, PALE, axes, plain, svg
 
 _COLOURS = (ACCENT, OTHER)

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import page
 from cluster.bench import figures
-from cluster.bench.summary import Round
+from cluster.bench.compare import Round
 from cluster.page import escape
 
 Row = tuple[str, list[str], str]  # what was measured, its figure for each side, the ratio
@@ -48,6 +48,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     for name in ("p50", "p99"):
         add(f"between tokens {name}, ms", f"gap_{name}", lambda side, name=name: _number(_of(side, "gap_ms", name)))
     add(f"CPU-ms a {unit}", "cpu_ms", lambda side: _number(side.get(f"cpu_ms_per_{unit}")))
+    add("sent late p99, ms", "", lambda side: _number(_of(side, "sent_late_ms", "p99")))
     add("answers", "", lambda side: str(side["ok"]))
     add("errors", "", lambda side: str(side["requests"] - side["ok"]))
     add("generator, CPU-ms a request", "", lambda side: _number(side["generator"]["cpu_ms_per_request"]))

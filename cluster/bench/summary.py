@@ -1,47 +1,22 @@
-"""From turns to figures: rates, percentiles, CPU time a request or token, ratios with their intervals, and what to warn
-a reader of. All of it is plain numbers, as they stand in results.json."""
+"""From turns to figures: rates, percentiles, CPU time a request or token, and what to warn a reader of. All of it is
+plain numbers, as they stand in results.json."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from cluster.bench import machine, stream
+from cluster.bench import compare, machine, stream
+from cluster.bench.compare import QUANTILES, Round
 from cluster.bench.turns import Load, Side, Turn
 
 FORMAT = 1
 ERRORS_ALLOWED = 0.01  # of a side's requests; more fail the run
 _GENERATOR = 0.8  # of a core: beyond it the load generator may be what limits
-_RESAMPLES = 500
-_QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-
-
-@dataclass
-class Round:
-    """What one turn gave; times in milliseconds, one value an answer (gaps: one between two tokens' events)."""
-
-    number: int
-    wall_s: float
-    cpu_s: dict[str, float] | None
-    generator_s: float
-    load: float
-    began: float
-    done_s: np.ndarray
-    latency_ms: np.ndarray
-    ttft_ms: np.ndarray
-    gap_ms: np.ndarray
-    tokens: int
-    counted: bool
-    outcomes: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def ok(self) -> int:
-        return self.outcomes["ok"]
 
 
 def rounds(turns: Sequence[Turn], side: Side) -> list[Round]:
@@ -77,13 +52,14 @@ def _round(turn: Turn, *, streams: bool) -> Round:
         np.array(latencies),
         np.array(firsts),
         np.array(gaps),
+        np.array([1000 * (shot.sent - shot.due) for shot in turn.shots]),
         tokens,
         counted,
         outcomes,
     )
 
 
-def figures(side: Side, found: Sequence[Round]) -> dict[str, Any]:
+def figures(side: Side, found: Sequence[Round], *, open_loop: bool = False) -> dict[str, Any]:
     """All of one side's figures, over its rounds together and by round."""
     outcomes = sum((one.outcomes for one in found), Counter())
     requests, ok, wall = outcomes.total(), outcomes["ok"], sum(one.wall_s for one in found)
@@ -114,6 +90,8 @@ def figures(side: Side, found: Sequence[Round]) -> dict[str, Any]:
     if by_part is not None and count:
         parts = {name: round(1000 * seconds / count, 4) for name, seconds in by_part.most_common()}
         result |= {f"cpu_ms_per_{unit}": round(sum(parts.values()), 4), "cpu_ms_by_part": parts}
+    if open_loop:
+        result["sent_late_ms"] = _times(found, "late_ms")
     shares = [one.generator_s / one.wall_s for one in found]
     result["generator"] = {
         "cpu_ms_per_request": round(1000 * sum(one.generator_s for one in found) / max(requests, 1), 4),
@@ -145,60 +123,9 @@ def _times(found: Sequence[Round], which: str) -> dict[str, float]:
     values = np.concatenate([getattr(one, which) for one in found])
     if not len(values):
         return {}
-    named = {name: float(np.quantile(values, share)) for name, share in _QUANTILES.items()}
+    named = {name: float(np.quantile(values, share)) for name, share in QUANTILES.items()}
     named |= {"mean": float(values.mean()), "max": float(values.max())}
     return {key: round(value, 3) for key, value in named.items()}
-
-
-def ratios(first: Sequence[Round], second: Sequence[Round], *, streams: bool) -> list[dict[str, Any]]:
-    """first / second of each measure, with a 95 % interval: percentile bootstrap over rounds, both sides' turns of a
-    round drawn together (Efron and Tibshirani 1993, chapter 13). Without an interval where there are under 3 rounds.
-    """
-    chosen: list[tuple[str, str, Any]] = []
-    if streams:
-        chosen.append(("tokens_per_s", "more", lambda rows: _rate(rows, "tokens")))
-    chosen.append(("requests_per_s", "more", lambda rows: _rate(rows, "ok")))
-    chosen += [(f"latency_{name}", "less", _quantile("latency_ms", share)) for name, share in _QUANTILES.items()]
-    if streams:
-        chosen += [(f"ttft_{name}", "less", _quantile("ttft_ms", _QUANTILES[name])) for name in ("p50", "p99")]
-        chosen += [("gap_p50", "less", _quantile("gap_ms", 0.5))]
-    if all(one.cpu_s is not None for one in (*first, *second)):
-        chosen.append(("cpu_ms", "less", lambda rows: _cpu(rows, streams=streams)))
-
-    generator = np.random.default_rng(0)
-    count = len(first)
-    draws = generator.integers(0, count, (_RESAMPLES, count)) if count >= 3 else np.empty((0, count), int)
-    result = []
-    for name, better, measure in chosen:
-        value = _divide(measure(first), measure(second))
-        if value is None:
-            continue
-        drawn = [_divide(measure([first[i] for i in draw]), measure([second[i] for i in draw])) for draw in draws]
-        sound = [one for one in drawn if one is not None]
-        low, high = (float(x) for x in np.quantile(sound, (0.025, 0.975))) if sound else (None, None)
-        result.append({"measure": name, "better": better, "ratio": value, "low": low, "high": high})
-    return [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in result]
-
-
-def _rate(rows: Sequence[Round], what: str) -> float:
-    return sum(getattr(one, what) for one in rows) / sum(one.wall_s for one in rows)
-
-
-def _quantile(which: str, share: float) -> Any:
-    def measure(rows: Sequence[Round]) -> float:
-        values = np.concatenate([getattr(one, which) for one in rows])
-        return float(np.quantile(values, share)) if len(values) else 0.0
-
-    return measure
-
-
-def _cpu(rows: Sequence[Round], *, streams: bool) -> float:
-    count = sum(one.tokens if streams else one.ok for one in rows)
-    return 1000 * sum(sum((one.cpu_s or {}).values()) for one in rows) / count if count else 0.0
-
-
-def _divide(above: float, below: float) -> float | None:
-    return above / below if above and below else None
 
 
 def warnings(told: Sequence[dict[str, Any]], load_before: float) -> list[str]:
@@ -237,7 +164,7 @@ def result(
 ) -> tuple[dict[str, Any], list[list[Round]]]:
     """results.json, which has everything that was asked for and found; and each side's rounds, for the figures."""
     by_side = [rounds(turns, side) for side in sides]
-    told = [figures(side, found) for side, found in zip(sides, by_side)]
+    told = [figures(side, found, open_loop=load.rate is not None) for side, found in zip(sides, by_side)]
     asked = {"loop": "closed", "concurrent": load.concurrent}
     if load.rate is not None:
         asked = {"loop": "open", "rate": load.rate}
@@ -259,7 +186,7 @@ def result(
             "load_after": machine.load(),
         },
         "sides": told,
-        "ratios": ratios(by_side[0], by_side[1], streams=sides[0].streams) if len(sides) == 2 else [],
+        "ratios": compare.ratios(by_side[0], by_side[1], streams=sides[0].streams) if len(sides) == 2 else [],
         "warnings": warnings(told, load_before),
         "failed": failed(told),
     }

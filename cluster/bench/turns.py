@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ import uvloop
 
 from cluster.bench import machine
 from cluster.bench.connection import Address, Shot, clock, connect
-from cluster.bench.load import Closed, Open
+from cluster.bench.load import MOST, Closed, Open
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
 
@@ -61,8 +62,9 @@ class Turn:
 def run(sides: Sequence[Side], load: Load, progress: Progress = silent) -> list[Turn]:
     """Warm up, then `rounds` rounds; who goes first changes from round to round.
 
-    Raises InputError where a server takes no connection at all.
+    Raises InputError where a server takes no connection at all, or this user may not have as many.
     """
+    _allow(load)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for side in sides:
             progress("warm up", 0, 0, side.name)
@@ -114,6 +116,16 @@ async def _turn(side: Side, load: Load, number: int) -> Turn:
     gc.unfreeze()
     cpu = machine.used(before, after) if after else None
     return Turn(side.name, number, began, wall, shots, cpu, own, machine.load())
+
+
+def _allow(load: Load) -> None:
+    """Raise this process's limit of open files, each connection being one. Raises InputError where it may not be."""
+    wanted = 256 + (MOST if load.rate is not None else load.concurrent)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise InputError(f"--concurrent: {load.concurrent}: this user may open {hard} files; see `ulimit -Hn`")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def ask_once(side: Side, timeout_s: float = 60.0) -> Shot:

@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import psutil
 
-from cluster.bench import bodies, machine, sides, summary, turns
+from cluster.bench import bodies, compare, machine, sides, summary, turns
 from cluster.bench.turns import Load, Side
 
 SEQUENCES, CACHE_GB, LENGTH, THREADS = 64, 1, 1024, 2
@@ -79,7 +79,7 @@ def main() -> None:
             for one, rounds in zip(asked, found):
                 told = summary.figures(one, rounds)
                 assert told["tokens"] == streams * arguments.tokens * arguments.rounds, told
-                ratio = summary.ratios(rounds, found[0], streams=True)[0]
+                ratio = compare.ratios(rounds, found[0], streams=True)[0]
                 told |= {"streams": streams, "load": machine.load(), "tokens_per_s_of_first": ratio}
                 results.append(told)
                 between = f"{ratio['ratio']:.2f}" + (
