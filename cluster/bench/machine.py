@@ -111,7 +111,11 @@ def _listeners(port: int) -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     with suppress(psutil.Error):
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1] == port and connection.pid:
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and getattr(connection.laddr, "port", 0) == port
+                and connection.pid
+            ):
                 with suppress(psutil.Error):
                     found[connection.pid] = psutil.Process(connection.pid)
     return list(found.values())

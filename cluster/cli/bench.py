@@ -50,7 +50,7 @@ def command() -> None:
 @click.option("--requests-file", type=Path, metavar="FILE", help="Ask this instead: a JSON body a line.")
 @click.option("--against", metavar="URL", help="Another server of the same model, with the same shape of requests.")
 @click.option("--pid", type=int, help="Its process, for CPU time.  [whoever listens on the port of URL]")
-@click.option("--key-env", default="SHOAL_API_KEY", show_default=True, help="Variable that holds the key.")
+@click.option("--key-env", default="SHOAL_API_KEY", show_default=True, help="Variable that holds a key.")
 @click.option("--output", type=Path, metavar="FOLDER", help="For the page and results.json.  [in $SHOAL_HOME/bench]")
 @on
 @as_json
@@ -99,7 +99,9 @@ def serve(
         bodies = _bodies(spec, options["requests_file"], options["tokens"], out)
         rival = _rival(spec, bodies, options["against"], options["pid"])
         with _served(spec, overrides, options["on"], out) as (cluster, endpoint, processes):
-            ours = _ours(cluster, endpoint, bodies, processes, os.environ.get(options["key_env"], ""))
+            # The cluster's own token opens its gateway as well, as in `shoal predict`.
+            key = os.environ.get(options["key_env"]) or cluster.token
+            ours = _ours(cluster, endpoint, bodies, processes, key)
             asked = [ours, *([rival] if rival else [])]
             remarks = sides.check(asked, load.timeout_s)
             seen = turns.run(asked, load, out.progress)
