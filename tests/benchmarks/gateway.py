@@ -2,6 +2,7 @@
 and the gateway, against the replica's own socket and against plain FastAPI; the model does nothing.
 
     python tests/benchmarks/gateway.py [--seconds 4] [--rounds 5] [--concurrent 32] [--rate 300]
+        [--keys]
 
 All three are asked in turn, round after round (cluster.bench). CPU time is that of whole process trees, Ray's daemons
 included. Latency is taken at a fixed rate too: at full load it only says how long the queue is. The last line is JSON.
@@ -37,13 +38,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--concurrent", type=int, default=32)
     parser.add_argument("--rate", type=float, default=300)
+    parser.add_argument("--keys", action="store_true", help="The gateway asks for a key, and counts what it came to.")
     arguments = parser.parse_args()
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
 
     results: dict[str, Any] = {}
     with ExitStack() as stack:
-        os.environ["SHOAL_HOME"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="g"))
+        os.environ["SHOAL_HOME"] = home = stack.enter_context(tempfile.TemporaryDirectory(prefix="g"))
+        key = _key(home) if arguments.keys else ""
         short = bodies.Bodies([b'{"inputs":"the quick brown fox jumps over it"}'], bodies.JSON, "", "one")
         stream = bodies.Bodies(
             [json.dumps({"prompt": "a", "max_tokens": TOKENS, "gap_ms": GAP_MS, "stream": True}).encode()],
@@ -52,7 +55,7 @@ def main() -> None:
             "one",
         )
         plain = _fastapi(stack)
-        shoal, replica, headers = _shoal(stack)
+        shoal, replica, headers = _shoal(stack, key)
         closed = Load(arguments.concurrent, None, arguments.seconds, arguments.rounds)
         opened = Load(1, arguments.rate, arguments.seconds, arguments.rounds)
         for title, load, asked in (
@@ -65,7 +68,7 @@ def main() -> None:
             path = asked.path or "/"
             address = Address("replica", 0, path, socket=replica["address"])
             found = [
-                sides.side("shoal", root if asked.path else url, asked, all_of, model=LANGUAGE, option="url"),
+                sides.side("shoal", root if asked.path else url, asked, all_of, model=LANGUAGE, option="url", key=key),
                 sides.at("replica", replica["address"], address, asked, own, model=LANGUAGE, headers=headers),
                 sides.side("fastapi", plain[0] if asked.path else f"{plain[0]}/predict", asked, plain[1], option="url"),
             ]
@@ -98,7 +101,15 @@ def _measure(title: str, load: Load, asked: list[Side]) -> dict[str, Any]:
     return {"sides": told, "added_ms": added, "load": [before, machine.load()]}
 
 
-def _shoal(stack: ExitStack) -> tuple[Any, dict[str, Any], dict[str, str]]:
+def _key(home: str) -> str:
+    """Let the gateway ask for keys, and make one."""
+    from cluster.accounts import Keys
+
+    (Path(home) / "cluster.yaml").write_text("access: {keys: required}\n")
+    return Keys().create("bench")[1]
+
+
+def _shoal(stack: ExitStack, key: str) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """A cluster that serves the no-op under both names; its replica's entry in the directory, and what to show it."""
     from cluster import connect
     from serve import places
@@ -124,7 +135,9 @@ def _shoal(stack: ExitStack) -> tuple[Any, dict[str, Any], dict[str, str]]:
     deadline = time.monotonic() + 120
     while True:
         try:
-            if httpx.post(f"{cluster.http_url}/models/{NAME}", json={}, timeout=5).status_code == 200:
+            shown = {"authorization": f"Bearer {key}"} if key else {}
+            url = f"{cluster.http_url}/models/{NAME}"
+            if httpx.post(url, json={}, headers=shown, timeout=5).status_code == 200:
                 break
         except httpx.HTTPError:
             pass
