@@ -36,6 +36,8 @@ VERBS = {
     "stop": "End a run on a cluster (`--on`)",
     "down": "Stop one model, or everything",
     "models": "List versions, show lineage, promote, roll back",
+    "keys": "Make, list, rotate and revoke keys for the gateway",
+    "usage": "What tenants and models used, and what it cost",
     "ui": "Open the page of all runs (MLflow)",
     "k8s": "Write, apply, watch and delete a file's Kubernetes manifests (KubeRay)",
     "monitor": "Watch the cluster of this home with Prometheus, and print its alert rules",
