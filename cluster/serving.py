@@ -65,6 +65,7 @@ def model_application(
             "batch_wait_ms": serve.batch_wait_ms,
             "request_timeout_s": serve.request_timeout_s,
             "max_body_mb": settings().http.max_body_mb,
+            "max_pixels": settings().inputs.max_pixels,
         },
     }
     if serve.min_replicas == serve.max_replicas:

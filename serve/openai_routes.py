@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, ShoalError
+from serve import chat_parts
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
     if not isinstance(wanted, str) or not wanted:
         raise InputError(f"model: {wanted!r:.80} names no model; GET /v1/models lists them")
     model = find(wanted, models)
+    chat_parts.check(request, model)
     changed = request.get("model") != model
     request["model"] = model
     form = request.get("response_format")

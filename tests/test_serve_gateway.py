@@ -13,7 +13,7 @@ from serve.app import Model
 from serve.asgi import application
 from serve.gateway import Gateway
 
-SECTION = {"max_batch_size": 8, "batch_wait_ms": 2, "request_timeout_s": 20, "max_body_mb": 1}
+SECTION = {"max_batch_size": 8, "batch_wait_ms": 2, "request_timeout_s": 20, "max_body_mb": 1, "max_pixels": 10**7}
 
 
 def entry(task="text-classification", timeout_s: float = 20):

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cluster.errors import InputError
 from cluster.settings.clusters import RayCluster
+from cluster.settings.inputs import Inputs
 from cluster.settings.kubernetes import Kubernetes
 from cluster.settings.monitoring import Grafana, Prometheus
 from cluster.spec.load import build, parse_yaml, read_text
@@ -49,6 +50,7 @@ class Settings(Section):
     """MLflow's tracking server. Left out: SQLite and a folder under $SHOAL_HOME."""
     http: Http = Http()
     ray: RayNode = RayNode()
+    inputs: Inputs = Inputs()
     clusters: dict[str, RayCluster] = {}
     """Running Ray clusters by the name that `--on` takes."""
     kubernetes: Kubernetes = Kubernetes()
