@@ -101,7 +101,9 @@ class Reader:
         inputs: Part | None = None
         parameters: Any = None
         for part in parts(body, content_type):
-            if part.name == "parameters":
+            if part.name == "parameters" and not part.data:
+                continue  # an empty field of an HTML form
+            elif part.name == "parameters":
                 parameters = read_json(part.data, wants='parameters in JSON, e.g. parameters={"top_k": 2}')
             elif part.name in _INPUT_FIELDS:
                 if inputs is not None:
@@ -121,7 +123,7 @@ class Reader:
 
 
 def read_query(query_string: bytes) -> dict[str, str]:
-    """A query string by name; of a name that comes twice, the last. Raises InputError where there are too many."""
+    """A query string by name. Raises InputError where a name comes twice, or there are too many."""
     if not query_string:
         return {}
     try:
@@ -130,7 +132,12 @@ def read_query(query_string: bytes) -> dict[str, str]:
         raise InputError(
             f"the query string has more than {MAX_QUERY_FIELDS} fields; send parameters in the body"
         ) from None
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the query string has {twice[:80]!r} twice; write it once")
+    return found
 
 
 def _merged(query: Mapping[str, str], parameters: Any) -> Any:
@@ -151,11 +158,12 @@ def _merged(query: Mapping[str, str], parameters: Any) -> Any:
 
 
 def _guessed(text: str) -> Any:
-    """A query's value: JSON where it is some, else the text."""
+    """A query's value: JSON where it is some, else the text. Nothing is written by leaving it out."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return text if value is None else value
 
 
 def _media(content_type: str) -> str:
