@@ -31,6 +31,7 @@ from serve.asgi import (
     respond,
 )
 from serve.batch import Batcher
+from serve.host import Host
 from serve.located import located
 from serve.tasks.content import read_query
 
@@ -62,17 +63,21 @@ class Model:
         self.handler.setup(located(self.args.folder), self.args.device)
         self.batcher = Batcher(self.predict, Passes(self.args.name).note)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self.host = Host(application(self.answer), version=self.args.version)
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        """Settings that change without a restart: batching, time and size limits."""
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Settings that change without a restart: batching, time and size limits. At first it begins to listen."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         if "max_pixels" in config:
             self.handler.max_pixels = config["max_pixels"]
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
+        self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
+        if not self.host.tasks:
+            await self.host.open()
 
-    async def __serve_build_asgi_app__(self) -> Any:
-        return application(self.answer)
+    async def __del__(self) -> None:
+        await self.host.close(self.timeout_s)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. Every fault is JSON with a status; none reaches Serve, which would tell of our insides."""
@@ -145,4 +150,4 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         # The new version answers before the old one is taken away, so a bad one takes nothing away.
         max_surge_percent=100,
     )
-    return deployment(serve.ingress()(Model)).bind(dict(args))
+    return deployment(Model).bind(dict(args))
