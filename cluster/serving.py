@@ -141,6 +141,7 @@ def gateway_application(
                     "listen": dict(listen),
                     "public_url": public_url,
                     "max_body_mb": http.max_body_mb,
+                    "send_timeout_s": http.send_timeout_s,
                     "models": models,
                 },
             }

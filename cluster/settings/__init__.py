@@ -32,6 +32,8 @@ class Http(Section):
     """Port to listen on; 0 takes 8000, or the next free one."""
     max_body_mb: Annotated[float, Field(gt=0, le=10_000)] = 32
     """Requests larger than this are answered 413."""
+    send_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 15
+    """Clients whose request takes longer are answered 408; a body may take as long again for every 256 KiB."""
     gateways: Annotated[int, Field(ge=1, le=8)] = 2
     """Gateways that share the work; with two, a request outlives the death of one."""
     certificate: str | None = None

@@ -41,6 +41,7 @@ from serve.gateway import openai_routes
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
+from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
 from serve.keeper import PACE_S, keeper
 from serve.openapi import document
@@ -66,6 +67,7 @@ class Gateway:
         self.requests.serves(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
+        self.send_timeout_s: float = config.get("send_timeout_s", 15)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
@@ -153,6 +155,7 @@ class Gateway:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
+        receive = Paced(receive, self.send_timeout_s)
         if (found := openai_routes.split(path)) is not None:
             await openai_routes.answer(self, *found, scope, receive, send)
             return
@@ -173,7 +176,7 @@ class Gateway:
                 raise NotFound(_NOWHERE.format(path=path[:200]))
         except ShoalError as error:
             status, body = error_body(error)
-            await respond(send, status, body)
+            await respond(send, status, body, CUT if status in CUT_OFF else ())
         except Disconnected:
             return
 

@@ -16,6 +16,7 @@ from cluster.errors import InputError, NotFound, ShoalError
 from serve import chat_parts
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
 from serve.gateway.body import Body
+from serve.gateway.pace import CUT, CUT_OFF
 
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
@@ -128,8 +129,15 @@ async def refuse(send: Send, status: int, message: str, kind: str, headers: Head
 
 async def refuse_error(send: Send, error: ShoalError) -> None:
     """The same, of an error of ours."""
-    await refuse(send, error.status, error.message, _KINDS.get(error.status, "InternalServerError"))
+    kind = _KINDS.get(error.status, "InternalServerError")
+    await refuse(send, error.status, error.message, kind, CUT if error.status in CUT_OFF else ())
 
 
 # vLLM's own words for them, so that both say the same.
-_KINDS = {400: "BadRequestError", 404: "NotFoundError", 413: "TooLarge", 503: "ServiceUnavailableError"}
+_KINDS = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    408: "RequestTimeout",
+    413: "TooLarge",
+    503: "ServiceUnavailableError",
+}

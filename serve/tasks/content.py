@@ -103,7 +103,7 @@ class Reader:
         for part in parts(body, content_type):
             if part.name == "parameters" and not part.data:
                 continue  # an empty field of an HTML form
-            elif part.name == "parameters":
+            if part.name == "parameters":
                 parameters = read_json(part.data, wants='parameters in JSON, e.g. parameters={"top_k": 2}')
             elif part.name in _INPUT_FIELDS:
                 if inputs is not None:
