@@ -66,15 +66,19 @@ class Model:
         self.host = Host(application(self.answer), version=self.args.version)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Settings that change without a restart: batching, time and size limits. At first it begins to listen."""
+        """Settings that change without a restart (see `configure`). At first it begins to listen."""
+        self.configure(config)
+        if not self.host.tasks:
+            await self.host.open()
+
+    def configure(self, config: dict[str, Any]) -> None:
+        """Batching, time and size limits."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         if "max_pixels" in config:
             self.handler.max_pixels = config["max_pixels"]
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
-        if not self.host.tasks:
-            await self.host.open()
 
     async def __del__(self) -> None:
         await self.host.close(self.timeout_s)

@@ -70,7 +70,8 @@ def configuration(
     maxconn {max_connections}
     nbthread {min(4, os.cpu_count() or 1)}
     tune.bufsize 65536
-    # More than are taken, so that the answer to too many is ours; beyond this, and beyond a buffer, it is HAProxy's 400.
+    # More than are taken, so that the answer to too many is ours; beyond this, and beyond a buffer, HAProxy has a 400
+    # of its own.
     tune.http.maxhdr 1000
     stats socket {folder}/front.sock mode 600 level admin
 defaults
