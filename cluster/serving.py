@@ -27,10 +27,11 @@ SERVING = {
 
 def listening(http: Http, host: str, port: int) -> dict[str, Any]:
     """What the gateway is told of where to listen."""
+    found = {"host": host, "port": port, "send_timeout_s": http.send_timeout_s}
     if http.certificate is None or http.key is None:
-        return {"host": host, "port": port}
+        return found
     files = {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
-    return {"host": host, "port": port, **files}
+    return {**found, **files}
 
 
 def model_application(
