@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 import time
 from dataclasses import dataclass, field
@@ -65,9 +66,9 @@ class Wire:
 
     def readable(self, wait_s: float) -> bool:
         """Whether an answer, or the end, is there within `wait_s` seconds."""
-        import select
-
-        return bool(select.select([self.socket], [], [], wait_s)[0])
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(wait_s * 1000))
 
     def reply(self, *, to: str = "GET") -> Reply:
         """The next answer; `to` is the method, for HEAD has no body. Raises TimeoutError where none comes."""
