@@ -62,7 +62,10 @@ def model_application(
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
         "user_config": {
             "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
+            "max_batch_tokens": serve.max_batch_tokens,
             "batch_wait_ms": serve.batch_wait_ms,
+            "max_ongoing_requests": serve.max_ongoing_requests,
+            "max_queued_requests": serve.max_queued_requests,
             "request_timeout_s": serve.request_timeout_s,
             "max_body_mb": settings().http.max_body_mb,
         },
@@ -88,6 +91,7 @@ def model_application(
         "folder": folder,
         "device": "cuda" if serve.num_gpus > 0 else "cpu",
         "attempt": attempt,
+        "dtype": serve.dtype,
     }
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)

@@ -6,7 +6,6 @@ This module imports no torch: Serve builds applications in a process of its own,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import logging
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from cluster import tasks
-from cluster.errors import InputError, RunFailed, ShoalError
+from cluster.errors import InputError, ShoalError, TooMany
 from cluster.monitoring.record import Passes
 from serve.asgi import (
     Disconnected,
@@ -30,9 +29,11 @@ from serve.asgi import (
     error_body,
     read_body,
     respond,
+    unless_gone,
 )
 from serve.batch import Batcher
 from serve.located import located
+from serve.passes import isolated
 
 log = logging.getLogger("ray.serve")
 # Decoding more than this takes longer than handing it to a thread.
@@ -50,6 +51,7 @@ class ModelArgs(BaseModel):
     folder: str
     device: str
     attempt: int
+    dtype: str = "auto"
 
 
 class Model:
@@ -59,15 +61,20 @@ class Model:
         self.args = ModelArgs.model_validate(args)
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
-        self.handler.setup(located(self.args.folder), self.args.device)
-        self.batcher = Batcher(self.predict, Passes(self.args.name).note)
+        self.handler.setup(located(self.args.folder), self.args.device, self.args.dtype)
+        self.batcher = Batcher(self.predict, Passes(self.args.name).note, self.handler.length, self.handler.pads)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def reconfigure(self, config: dict[str, Any]) -> None:
         """Settings that change without a restart: batching, time and size limits."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
-        self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
+        self.batcher.configure(
+            max_batch_size=config["max_batch_size"],
+            max_batch_tokens=config["max_batch_tokens"],
+            wait_s=config["batch_wait_ms"] / 1000,
+            max_held=config["max_ongoing_requests"] + config["max_queued_requests"],
+        )
 
     async def __serve_build_asgi_app__(self) -> Any:
         return application(self.answer)
@@ -78,6 +85,7 @@ class Model:
             body = encode({"error": f"{scope['method']}: send a POST", "error_type": "MethodNotAllowed"})
             await respond(send, 405, body, ((b"allow", b"POST"),))
             return
+        more: tuple[tuple[bytes, bytes], ...] = ()
         try:
             status, body = 200, await self.run(dict(scope["headers"]), scope["query_string"], receive)
         except Disconnected:
@@ -87,10 +95,12 @@ class Model:
             status, body = 504, encode({"error": message, "error_type": "Timeout"})
         except ShoalError as error:
             status, body = error_body(error)
+            if isinstance(error, TooMany):
+                more = ((b"retry-after", b"%d" % error.retry_after_s),)
         except Exception as error:
             log.exception("%s: a request failed", self.args.name)
             status, body = error_body(error)
-        await respond(send, status, body)
+        await respond(send, status, body, more)
 
     async def run(self, headers: dict[bytes, bytes], query_string: bytes, receive: Receive) -> bytes:
         """From a request's bytes to its answer's. Raises what `answer` turns into a status."""
@@ -107,31 +117,16 @@ class Model:
                 inputs, parameters = await loop.run_in_executor(
                     self.decoder, self.handler.decode_request, body, media, query
                 )
-            outputs = await self.batcher.submit(inputs)
-            for output in outputs:
-                if isinstance(output, Exception):
-                    raise output
+            outputs = await unless_gone(self.batcher.submit(inputs), receive)
             return encode(self.handler.encode_response(outputs, parameters))
 
     def predict(self, inputs: list[Any]) -> list[Any]:
-        """Forward passes of `max_batch_size` inputs at most. Where one raises, its inputs are run one by one, so that
-        a bad input fails alone and not its neighbours."""
-        outputs: list[Any] = []
-        most = self.batcher.max_batch_size  # one request alone may hold more
-        for start in range(0, len(inputs), most):
-            chunk = inputs[start : start + most]
-            with contextlib.suppress(Exception):
-                outputs.extend(self.handler.predict(chunk))
-                continue
-            for one in chunk:
-                try:
-                    outputs.extend(self.handler.predict([one]))
-                except ShoalError as error:
-                    outputs.append(error)
-                except Exception as error:
-                    log.exception("%s: an input failed", self.args.name)
-                    outputs.append(RunFailed(f"the model failed on this input: {type(error).__name__}"))
-        return outputs
+        """A forward pass, or several where one fails: a bad input fails alone, and what is too much goes in halves."""
+        return isolated(self.handler.predict, inputs, name=self.args.name, out_of_memory=self.batcher.ran_out)
+
+    def facts(self) -> dict[str, Any]:
+        """What a replica tells of itself, for those that count and scale."""
+        return self.batcher.facts()
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

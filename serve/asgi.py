@@ -3,9 +3,10 @@ than the work between them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import InputError, RunFailed, ShoalError, TooLarge
 
@@ -14,6 +15,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
+T = TypeVar("T")
+WATCH_S = 0.05
 
 
 class Disconnected(Exception):
@@ -51,6 +54,38 @@ def too_large(max_bytes: int) -> TooLarge:
     return TooLarge(
         f"the request is larger than {max_bytes / 2**20:g} MiB; send less, or raise http.max_body_mb in cluster.yaml"
     )
+
+
+async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
+    """What `work` gives, for a request whose body was read. Raises Disconnected where the client goes away meanwhile;
+    `work` is cancelled then. Whoever is answered at once is not watched: that costs more than it saves."""
+    task = asyncio.current_task()
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def begin() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    timer = asyncio.get_running_loop().call_later(WATCH_S, begin)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise Disconnected from None
+        raise
+    finally:
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 def encode(value: Any) -> bytes:

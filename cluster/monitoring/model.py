@@ -7,7 +7,11 @@ from cluster.monitoring.names import (
     IN_FLIGHT,
     INPUTS,
     LATENCY,
+    PADDING,
+    PASS_SECONDS,
+    QUEUE_SECONDS,
     REQUESTS,
+    TOKENS,
     TRAINING_LOSS,
     VALIDATION_LOSS,
 )
@@ -129,6 +133,27 @@ REPLICAS = Row(
             "Through the model a second: one request may hold several.",
             "short",
             (Query(rate(INPUTS, "model", _MINE), "inputs"),),
+        ),
+        Panel(
+            "Queue",
+            "From arrival in the replica to the forward pass.",
+            "s",
+            quantiles(QUEUE_SECONDS, _MINE),
+        ),
+        Panel("Forward pass", "How long one takes.", "s", quantiles(PASS_SECONDS, _MINE)),
+        Panel(
+            "Padding",
+            "Share of what the model computes that is padding: inputs of unlike length in one pass.",
+            "percentunit",
+            (
+                Query(
+                    f"({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) / "
+                    f"(({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) + "
+                    f"{rate(TOKENS, 'model', _MINE)})",
+                    "padding",
+                ),
+            ),
+            most=1,
         ),
     ),
 )

@@ -65,6 +65,26 @@ BATCH_SIZE = Metric(
     (1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 INPUTS = Metric("shoal_inputs", "counter", ("model",), "inputs", "Inputs that went through the model")
+QUEUE_SECONDS = Metric(
+    "shoal_queue_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From a request's arrival in the replica to the forward pass of each of its inputs",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
+PASS_SECONDS = Metric(
+    "shoal_pass_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "One forward pass",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+TOKENS = Metric("shoal_pass_tokens", "counter", ("model",), "tokens", "Tokens that went through the model")
+PADDING = Metric(
+    "shoal_pass_padding", "counter", ("model",), "tokens", "Padding that went through the model beside its tokens"
+)
 
 # Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
@@ -84,6 +104,10 @@ METRICS = (
     IN_FLIGHT,
     BATCH_SIZE,
     INPUTS,
+    QUEUE_SECONDS,
+    PASS_SECONDS,
+    TOKENS,
+    PADDING,
     TRAINING_RUNNING,
     TRAINING_STEP,
     TRAINING_TOTAL,

@@ -134,13 +134,18 @@ class Serve(Section):
     max_queued_requests: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     """Requests that may wait; the next is answered 429 or 503 at once."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Requests in one forward pass."""
+    """Inputs in one forward pass."""
+    max_batch_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
+    """Tokens in one forward pass, padding included: what its memory grows with. A picture counts a token for every 256
+    pixels, a table one for every row."""
     batch_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 5
     """How long a forward pass waits for more requests, in milliseconds."""
     num_cpus: Annotated[float, Field(ge=0, le=4096)] = 1
     """CPU cores a copy."""
     num_gpus: Annotated[float, Field(ge=0, le=4096)] = 0
     """GPUs a copy; a fraction shares one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward passes. auto: float32 on CPUs; on a GPU the type that the weights are stored in."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
     llm: Llm = Llm()
