@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from cluster.errors import ClusterGone, InputError
 from cluster.ports import FIRST_HTTP, answers
+from cluster.serving import GATEWAY, listening
 from cluster.settings import settings
 
 _ANYWHERE = ("0.0.0.0", "::", "")
@@ -18,11 +19,11 @@ _PATIENCE_S = 8.0  # a control service that does not answer for so long is gone
 
 
 @dataclass(frozen=True)
-class Proxy:
-    """Where Serve's proxies listen (`host`, `port`), and the URL at which clients reach them, no slash at its end."""
+class Entrance:
+    """Where the gateway listens ({host, port}, and {certificate, key} with TLS), and the URL at which clients reach it,
+    no slash at its end."""
 
-    host: str
-    port: int
+    listen: dict[str, Any]
     url: str
 
 
@@ -84,23 +85,28 @@ def token() -> str:
     return headers.get("authorization", "").removeprefix("Bearer ")
 
 
-def proxy(dashboard_url: str, token: str) -> Proxy:
-    """Where Serve's proxies are, as its REST interface says; where Serve does not run yet, where we will start it.
+def entrance(dashboard_url: str, token: str) -> Entrance:
+    """Where the gateway is, as its configuration in Serve says; where none runs yet, where we will start it.
 
-    On every interface, as `serve deploy` does, unless the cluster's own cluster.yaml says http.host: what is served on
-    a cluster is asked for from elsewhere. Raises ClusterGone where nobody answers.
+    On every interface, unless the cluster's own cluster.yaml says http.host: what is served on a cluster is asked for
+    from elsewhere. Raises ClusterGone where nobody answers.
     """
-    found = _details(dashboard_url, token)
-    options = found.get("http_options") or {}
+    applications = _details(dashboard_url, token).get("applications") or {}
+    found = applications.get(GATEWAY) or {}
+    deployments = (found.get("deployed_app_config") or {}).get("deployments") or [{}]
+    listen = (deployments[0].get("user_config") or {}).get("listen") or {}
     wanted = settings().http
-    host = options.get("host") or (wanted.host if "host" in wanted.model_fields_set else "0.0.0.0")
-    port = int(options.get("port") or wanted.port or FIRST_HTTP)
+    host = listen.get("host") or (wanted.host if "host" in wanted.model_fields_set else "0.0.0.0")
+    port = int(listen.get("port") or wanted.port or FIRST_HTTP)
     reachable = host
     if host in _ANYWHERE:
-        # The head's address: the dashboard listens on it, unless that is reached by another name.
-        nodes = sorted(each.get("node_ip", "") for each in (found.get("proxies") or {}).values())
+        # A node that has a gateway; the head's address where there is none yet.
+        replicas = ((found.get("deployments") or {}).get("Gateway") or {}).get("replicas") or []
+        nodes = sorted(each.get("node_ip") or "" for each in replicas if each.get("state") == "RUNNING")
         reachable = next(filter(None, nodes), urlsplit(dashboard_url).hostname or "127.0.0.1")
-    return Proxy(host, port, f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{port}")
+    listen = listen or listening(wanted, host, port)
+    scheme = "https" if listen.get("certificate") else "http"
+    return Entrance(listen, f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}")
 
 
 def _details(dashboard_url: str, token: str) -> dict[str, Any]:

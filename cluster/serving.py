@@ -5,27 +5,32 @@ Kubernetes alike. Imports no Ray.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cluster import engine
-from cluster.settings import settings
+from cluster.settings import Http, settings
 from cluster.spec import Serve, Spec
 
 # No model can have this name: names have no underscore.
 GATEWAY = "_gateway"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-_BACKPRESSURE = {"status_code": 429, "retry_after_s": 1}
 
-# What Serve's controller, replicas and HAProxy inherit from the node they run on: the settings that were measured.
+# What Serve's controller and replicas inherit from the node they run on: the settings that were measured.
 SERVING = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # a request costs 0.25 CPU-ms through HAProxy, 3.2 through Serve's own proxy
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # user code and router on the replica's own loop, request log buffered
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # a killed replica costs no request
-    "RAY_SERVE_HAPROXY_RETRIES": "1",  # a request that kills its replica takes down two of them, not all
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",  # HAProxy knows of a leaving replica within 1; 30 by default
+    # Our servers run on the replica's own loop, so that Serve's health check finds one that hangs.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "OMP_WAIT_POLICY": "PASSIVE",  # torch's threads sleep between operations: spinning ones fight a neighbour's
     "RAY_worker_niceness": "0",  # Ray runs workers at nice 15: an idle core away from anything else that computes
 }
+
+
+def listening(http: Http, host: str, port: int) -> dict[str, Any]:
+    """What the gateway is told of where to listen."""
+    if http.certificate is None or http.key is None:
+        return {"host": host, "port": port}
+    files = {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
+    return {"host": host, "port": port, **files}
 
 
 def model_application(
@@ -52,12 +57,10 @@ def model_application(
             model_uri = folder = spec.model
     options: dict[str, Any] = {
         "name": "Model",
-        "max_ongoing_requests": serve.max_ongoing_requests,
-        "max_queued_requests": serve.max_queued_requests,
-        "backpressure_config": _BACKPRESSURE,
-        "graceful_shutdown_timeout_s": min(serve.request_timeout_s, 30),
-        "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 10,
+        # A replica that leaves finishes what it has in hand.
+        "graceful_shutdown_timeout_s": serve.request_timeout_s + 5,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": 5,
         "health_check_timeout_s": 30,
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
         "user_config": {
@@ -96,10 +99,11 @@ def model_application(
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
         limits = {"timeout_s": serve.request_timeout_s, "max_body_mb": settings().http.max_body_mb}
+        counts = {"max_ongoing_requests": serve.max_ongoing_requests, "max_queued_requests": serve.max_queued_requests}
         options |= {
             "name": "Llm",
             "ray_actor_options": engine.actor_options(spec),
-            "user_config": engine.user_config(adapters or {}, **limits),
+            "user_config": {**engine.user_config(adapters or {}, **limits), **counts},
         }
     return {
         "name": spec.name,
@@ -111,29 +115,33 @@ def model_application(
     }
 
 
-def gateway_application(models: dict[str, Any], *, upstream: str, public_url: str, attempt: int = 0) -> dict[str, Any]:
+def gateway_application(
+    models: dict[str, Any], *, listen: Mapping[str, Any], public_url: str, attempt: int = 0
+) -> dict[str, Any]:
     """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
-    `upstream` is where it reaches Serve's proxy, `public_url` where clients reach it; no slash at the end of either."""
+    `listen` is where clients are listened to ({host, port}, and {certificate, key} with TLS), `public_url` where they
+    reach that; no slash at its end."""
+    http = settings().http
     return {
         "name": GATEWAY,
+        # No proxy of Serve's runs, and there is one application at each prefix.
         "route_prefix": "/",
-        "import_path": "serve.gateway:build",
+        "import_path": "serve.gateway.app:build",
         "args": {"attempt": attempt},
         "logging_config": QUIET,
         "deployments": [
             {
                 "name": "Gateway",
-                "num_replicas": 1,
-                "max_ongoing_requests": 4096,
-                "max_queued_requests": 1024,
-                "backpressure_config": _BACKPRESSURE,
-                "graceful_shutdown_timeout_s": 30,
-                "graceful_shutdown_wait_loop_s": 0.5,
+                "num_replicas": http.gateways,
+                "graceful_shutdown_timeout_s": 60,
+                "graceful_shutdown_wait_loop_s": 0.1,
+                "health_check_period_s": 5,
+                "health_check_timeout_s": 30,
                 "ray_actor_options": {"num_cpus": 0},
                 "user_config": {
-                    "upstream": upstream,
+                    "listen": dict(listen),
                     "public_url": public_url,
-                    "max_body_mb": settings().http.max_body_mb,
+                    "max_body_mb": http.max_body_mb,
                     "models": models,
                 },
             }

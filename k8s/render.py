@@ -146,16 +146,14 @@ def _serve_config(
     applications: list[Manifest], models: dict[str, Any], public_url: str, kube: Kubernetes
 ) -> dict[str, Any]:
     """What Serve is told: the models' applications, and the gateway's before them."""
-    # Every node with a replica has a proxy: the gateway's own is the nearest.
-    gateway = gateway_application(models, upstream=f"http://127.0.0.1:{SERVE_PORT}", public_url=public_url)
+    gateway = gateway_application(models, listen={"host": "0.0.0.0", "port": SERVE_PORT}, public_url=public_url)
     assert gateway["name"] == GATEWAY
     # One a pod, on pods of its own: elsewhere it would keep a pool's last node from going.
     gateway["deployments"][0]["num_replicas"] = kube.gateway.replicas
     gateway["deployments"][0]["ray_actor_options"] = {"num_cpus": kube.gateway.cpus}
     _pin(gateway, pools.GATEWAY)
     return {
-        "proxy_location": "EveryNode",
-        "http_options": {"host": "0.0.0.0", "port": SERVE_PORT},
+        "proxy_location": "Disabled",
         "logging_config": QUIET,
         "applications": [gateway, *applications],
     }

@@ -32,6 +32,7 @@ from serve.asgi import (
     unless_gone,
 )
 from serve.batch import Batcher
+from serve.host import Host
 from serve.located import located
 from serve.passes import isolated
 
@@ -55,7 +56,7 @@ class ModelArgs(BaseModel):
 
 
 class Model:
-    """One replica: decode, batch across requests, answer."""
+    """One model: decode, batch across requests, answer."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.args = ModelArgs.model_validate(args)
@@ -65,7 +66,7 @@ class Model:
         self.batcher = Batcher(self.predict, Passes(self.args.name).note, self.handler.length, self.handler.pads)
         self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
 
-    def reconfigure(self, config: dict[str, Any]) -> None:
+    def configure(self, config: dict[str, Any]) -> None:
         """Settings that change without a restart: batching, time and size limits."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
@@ -75,9 +76,6 @@ class Model:
             wait_s=config["batch_wait_ms"] / 1000,
             max_held=config["max_ongoing_requests"] + config["max_queued_requests"],
         )
-
-    async def __serve_build_asgi_app__(self) -> Any:
-        return application(self.answer)
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. Every fault is JSON with a status; none reaches Serve, which would tell of our insides."""
@@ -129,6 +127,24 @@ class Model:
         return self.batcher.facts()
 
 
+class Replica(Model):
+    """A model with a process of its own."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        super().__init__(args)
+        self.host = Host(application(self.answer), version=self.args.version, facts=self.facts)
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """See `configure`. At first it begins to listen."""
+        self.configure(config)
+        self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
+        if not self.host.tasks:
+            await self.host.open()
+
+    async def __del__(self) -> None:
+        await self.host.close(self.timeout_s)
+
+
 def build(args: Mapping[str, Any]) -> serve.Application:
     """The application of one model; `args` are ModelArgs."""
     deployment = serve.deployment(
@@ -138,4 +154,4 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         # The new version answers before the old one is taken away, so a bad one takes nothing away.
         max_surge_percent=100,
     )
-    return deployment(serve.ingress()(Model)).bind(dict(args))
+    return deployment(Replica).bind(dict(args))

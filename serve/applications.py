@@ -31,7 +31,12 @@ class Change:
     def __enter__(self) -> Change:
         self.lock.acquire()
         try:
-            self.found = read(self.cluster)
+            details = _ask(self.cluster, "GET")
+            self.found = details["applications"]
+            others = any(
+                each["deployed_app_config"] and not is_ours(each["deployed_app_config"]) for each in self.found.values()
+            )
+            self.proxies = details["proxy_location"] if others else None
         except BaseException:
             self.lock.release()
             raise
@@ -56,7 +61,7 @@ class Change:
         """Let the gateway know of exactly these models, starting one if there is none."""
         self.applications[GATEWAY] = gateway_application(
             models,
-            upstream=f"http://127.0.0.1:{self.cluster.http_port}",
+            listen=self.cluster.listen,
             public_url=self.cluster.http_url,
             attempt=self.attempt(GATEWAY),
         )
@@ -70,8 +75,8 @@ class Change:
         try:
             if kind is None and self.applications != self.before:
                 config = {
-                    "proxy_location": "EveryNode",
-                    "http_options": {"host": self.cluster.http_host, "port": self.cluster.http_port},
+                    # Requests come past Serve. Where it runs for others as well, theirs go on.
+                    "proxy_location": self.proxies or "Disabled",
                     "logging_config": QUIET,
                     "applications": list(self.applications.values()),
                 }
@@ -80,10 +85,15 @@ class Change:
             self.lock.release()
 
 
+def is_ours(config: dict[str, Any]) -> bool:
+    """Whether an application is Shoal's."""
+    return config["import_path"].startswith("serve.")
+
+
 def written(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration as it was written: Serve gives it back with the keys that were left out as null. On a cluster
     that Shoal did not start there are those of others as well, with keys of their own."""
-    if not config["import_path"].startswith("serve."):
+    if not is_ours(config):
         return {key: value for key, value in config.items() if value is not None}
     keys = ("name", "route_prefix", "import_path", "args", "logging_config", "deployments")
     return {key: config[key] for key in keys}

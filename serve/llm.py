@@ -1,5 +1,5 @@
 """The Serve application of a language model, by import path ("serve.llm:build"): a replica is a vLLM engine, and vLLM's
-own OpenAI application answers behind HAProxy with nothing between but a list of what may be asked.
+own OpenAI application answers with nothing between it and the gateway but a list of what may be asked.
 
 This module imports no vLLM: Serve builds applications in a process of its own, and only replicas need the engine.
 """
@@ -16,9 +16,10 @@ from ray import serve
 
 from cluster.errors import RunFailed, ShoalError
 from serve import adapters
-from serve.asgi import Message, Receive, Scope, Send, declared_length, encode, respond, too_large
+from serve.asgi import Message, Receive, Scope, Send, declared_length, too_large
+from serve.gateway.openai_routes import refuse, refuse_error
+from serve.host import Host
 from serve.located import located
-from serve.openai_routes import refuse, refuse_error
 from serve.vllm_engine import Engine, EngineKeys
 
 log = logging.getLogger("ray.serve")
@@ -31,7 +32,6 @@ ASKED = {
     "/detokenize": "POST",
     "/health": "GET",
 }
-STATE = "/state"
 
 
 class LlmArgs(BaseModel):
@@ -55,16 +55,12 @@ class Llm:
         self.args = LlmArgs.model_validate(args)
         self.engine: Engine | None = None
         self.changing = asyncio.Lock()
+        self.host = Host(self._application, version=self.args.version, facts=self.facts)
         self.faults: dict[str, str] = {}
 
-    async def __serve_build_asgi_app__(self) -> Any:
-        """Start the engine. Called once, before the first `reconfigure`."""
-        self.folder = located(self.args.folder)
-        self.engine = await Engine.start(self.args.name, self.folder, self.args.engine, device=self.args.device)
-        return self._application(self.engine)
-
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Limits, and adapters ({name: {version, folder, tag}}): new and changed ones are loaded, others unloaded.
+        """Limits, and adapters ({name: {version, folder, tag}}): new and changed ones are loaded, others unloaded. The
+        first time the engine starts, and the replica begins to listen.
 
         An adapter that cannot be loaded is told of under GET /state and answers 404. It is not raised: Serve would
         replace the replica, which answers for all the others.
@@ -73,7 +69,10 @@ class Llm:
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         wanted: dict[str, dict[str, str]] = config["adapters"]
         async with self.changing:
-            engine = self._running()
+            if self.engine is None:
+                self.folder = located(self.args.folder)
+                self.engine = await Engine.start(self.args.name, self.folder, self.args.engine, device=self.args.device)
+            engine = self.engine
             loaded = engine.loaded()
             self.faults = {}
             for name in loaded:
@@ -87,6 +86,10 @@ class Llm:
                 except ShoalError as error:
                     log.exception("%s: adapter %s", self.args.name, name)
                     self.faults[name] = error.message
+        self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
+        if not self.host.tasks:
+            await self.host.open()
+        self.host.tell()
 
     async def check_health(self) -> None:
         """Raises where the engine died, so that Serve starts another replica. Called every 10 s."""
@@ -94,7 +97,8 @@ class Llm:
         await engine.check()
         engine.tell_idle()
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:
+        await self.host.close(self.timeout_s)
         if self.engine is not None:
             self.engine.stop()
             self.engine = None
@@ -110,25 +114,21 @@ class Llm:
             raise RunFailed(f"{self.args.name}: the engine is not up")
         return self.engine
 
-    def _application(self, engine: Engine) -> Any:
-        """vLLM's application behind the limits. A function, as uvicorn wants it."""
-        inner = engine.app
+    def facts(self) -> dict[str, Any]:
+        """What the Keeper is told: the adapters by tag, those that cannot be loaded and why, tokens and requests."""
+        engine = self._running()
+        return {
+            "adapters": engine.loaded(),
+            "faults": self.faults,
+            "max_model_len": engine.max_model_len,
+            "unfinished": engine.unfinished,
+        }
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "lifespan":
-                await inner(scope, receive, send)
-            elif scope["type"] != "http":
-                await send({"type": "websocket.close", "code": 1003})
-            else:
-                await self._answer(engine, scope, receive, send)
-
-        return app
+    async def _application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._answer(self._running(), scope, receive, send)
 
     async def _answer(self, engine: Engine, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        if path == STATE and scope["method"] == "GET":
-            await self._tell(engine, send)
-            return
+        path = scope["path"]
         if ASKED.get(path) != scope["method"] and not (path.startswith("/v1/models/") and scope["method"] == "GET"):
             await refuse(send, 404, f"{scope['method']} {path[:200]}: nothing here; {_HERE}", "NotFoundError")
             return
@@ -147,15 +147,6 @@ class Llm:
             if way.begun:
                 raise
             await refuse_error(send, error)
-
-    async def _tell(self, engine: Engine, send: Send) -> None:
-        facts = {
-            "loaded": engine.loaded(),
-            "faults": self.faults,
-            "max_model_len": engine.max_model_len,
-            "unfinished": engine.unfinished,
-        }
-        await respond(send, 200, encode(facts))
 
 
 _HERE = f"this model has {', '.join(f'{method} {path}' for path, method in ASKED.items())}"
@@ -195,4 +186,4 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         # The new version answers before the old one is taken away, so a bad one takes nothing away.
         max_surge_percent=100,
     )
-    return deployment(serve.ingress()(Llm)).bind(dict(args))
+    return deployment(Llm).bind(dict(args))

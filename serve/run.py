@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from cluster import engine, tasks
 from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
@@ -18,11 +16,13 @@ from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
 from serve import language
 from serve.applications import Change, read
+from serve.state import state
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
 
 POLL_S = 0.2
+FRESH_S = 3.0  # a gateway that told nothing for longer has ended
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def deploy(
             known = change.models()
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
-    _wait_gateway(cluster, place.name, lambda model: model is not None and model["version"] == model_uri)
+    _wait_gateway(cluster, place.name, lambda version: version == model_uri)
     progress(stage, 3, 3, "answering")
     return find(place.name, cluster)
 
@@ -122,7 +122,7 @@ def remove(name: str, cluster: Cluster) -> None:
         gone = {name} if adapter else {key for key, model in change.models().items() if _of(key, model) == application}
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
-        _wait_gateway(cluster, key, lambda model: model is None)
+        _wait_gateway(cluster, key, lambda version: version is None)
     with Change(cluster) as change:
         if not adapter:
             change.applications.pop(application, None)
@@ -170,45 +170,45 @@ def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[st
 
 def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | None, wait_s: float = 120) -> int:
     """Until the engine's replicas say that they have an adapter of this tag ("": that `name` is the model itself;
-    None: that it is gone). Returns how many tokens the engine takes. Raises InputError with what the replica says."""
-    end = time.monotonic() + wait_s
-    right, said = 0, ""
-    while time.monotonic() < end:
-        try:
-            answer = httpx.get(f"{cluster.http_url}/m/{application}/state", timeout=5, trust_env=False)
-            said = f"{answer.status_code} {answer.text[:200]}"
-            facts = answer.json() if answer.status_code == 200 else None
-        except (httpx.HTTPError, ValueError) as error:
-            facts, said = None, str(error)
-        if facts is not None:
-            if tag and name in facts["faults"]:
-                raise InputError(facts["faults"][name])
-            right = right + 1 if facts["loaded"].get(name, "") == (tag or "") else 0
-            # Each replica has its own word; as many right answers in a row as there are replicas are taken for all.
-            if right and right >= _running_replicas(read(cluster)[application]):
-                return facts["max_model_len"]
-        if not right:
-            time.sleep(POLL_S / 4)
-    raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
-
-
-def _wait_gateway(cluster: Cluster, name: str, right: Callable[[Any], bool], wait_s: float = 120) -> None:
-    """Until the gateway itself, asked over HTTP, says of a model what is to be said (None: nothing)."""
+    None: that it is gone). Returns how many tokens the engine takes. Raises InputError with what a replica says."""
     end = time.monotonic() + wait_s
     said = ""
     while time.monotonic() < end:
-        try:
-            answer = httpx.get(f"{cluster.http_url}/models/{name}", timeout=5, trust_env=False)
-            said = f"{answer.status_code} {answer.text[:200]}"
-            ours = "json" in answer.headers.get("content-type", "") and answer.status_code in (200, 404)
-            if ours and right(answer.json() if answer.status_code == 200 else None):
+        told, said = state(cluster)
+        facts = [one["facts"] for one in up(told, application)]
+        for one in facts:
+            if tag and name in one["faults"]:
+                raise InputError(one["faults"][name])
+        if facts and all(one["adapters"].get(name, "") == (tag or "") for one in facts):
+            running = _running_replicas(read(cluster)[application])
+            if len(facts) >= running:
+                return facts[0]["max_model_len"]
+        said = said or f"replicas say {[one['adapters'] for one in facts]}"
+        time.sleep(POLL_S / 4)
+    raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
+
+
+def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
+    """The replicas of an application that take requests, of what `state` told."""
+    replicas = told["replicas"] if told is not None else []
+    return [one for one in replicas if one["application"] == application and one["state"] == "up"]
+
+
+def _wait_gateway(cluster: Cluster, name: str, right: Callable[[str | None], bool], wait_s: float = 120) -> None:
+    """Until every gateway says of a model's version what is to be said (None: nothing), and whoever has to be up is."""
+    end = time.monotonic() + wait_s
+    said = ""
+    while time.monotonic() < end:
+        told, said = state(cluster)
+        if told is not None:
+            known = [one["models"].get(name) for one in told["gateways"].values() if one["heard_s"] < FRESH_S]
+            if known and all(right(version) for version in known):
                 return
-        except httpx.HTTPError as error:
-            said = str(error)
+            said = f"gateways know {known}"
         gateway = read(cluster).get(GATEWAY)
         if gateway and gateway["status"] == "DEPLOY_FAILED":
             raise RunFailed(f"the gateway did not start: {_message(gateway)}")
-        time.sleep(POLL_S)
+        time.sleep(POLL_S / 4)
     raise RunFailed(f"the gateway does not answer for {name} as it should after {wait_s:g} s: {said}")
 
 

@@ -87,7 +87,7 @@ def test_tags_tell_versions_apart():
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, cluster.serving, serve.openai_routes, serve.language; "
+        "import sys, cluster.serving, serve.gateway.openai_routes, serve.language; "
         "sys.exit(any(m in sys.modules for m in ('ray', 'torch', 'transformers', 'vllm', 'mlflow')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from serve.app import Model
 from serve.asgi import application
-from serve.gateway import Gateway
+from serve.gateway.app import Gateway
 
 SECTION = {
     "max_batch_size": 8,
@@ -44,12 +44,11 @@ async def gateway(handler, *, timeout_s: float = 20, max_body_mb=1):
     way = Gateway()
     models = {"reviews": entry(timeout_s=timeout_s), "flowers": entry("tabular-classification")}
     url = f"http://127.0.0.1:{port}"
-    way.reconfigure({"models": models, "upstream": url, "public_url": url, "max_body_mb": max_body_mb})
+    way.learn({"models": models, "public_url": url, "max_body_mb": max_body_mb})
+    tiny.replicas(way, url, "reviews", "flowers")
     transport = httpx.ASGITransport(application(way.answer))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
-    if way.session is not None:
-        await way.session.close()
     await runner.cleanup()
 
 
@@ -71,7 +70,7 @@ def test_bytes_and_query_go_through_unchanged():
             body = bytes(range(256)) * 3000  # 768,000: streamed, not held
             answer = await client.post("/models/reviews?top_k=2", content=body, headers={"content-type": "image/png"})
             assert answer.status_code == 200
-            expected = {"path": "/m/reviews?top_k=2", "size": len(body), "type": "image/png", "tail": body[-5:].hex()}
+            expected = {"path": "/?top_k=2", "size": len(body), "type": "image/png", "tail": body[-5:].hex()}
             assert answer.json() == expected
 
             async def pieces():
@@ -248,7 +247,7 @@ def replica(folder, **changed) -> Model:
         "attempt": 0,
     }
     model = Model(args)
-    model.reconfigure({**SECTION, **changed})
+    model.configure({**SECTION, **changed})
     return model
 
 

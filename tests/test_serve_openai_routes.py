@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+import serve_tiny as tiny
 from aiohttp import web
 
 from cluster.errors import InputError, NotFound
 from serve.asgi import application
-from serve.gateway import Gateway
-from serve.openai_routes import split, understood
+from serve.gateway.app import Gateway
+from serve.gateway.openai_routes import split, understood
 
 MODELS = {
     "chat": {"task": "text-generation", "version": "models:/chat/2", "parent": "chat:base", "created": 7},
@@ -34,12 +35,11 @@ async def gateway(handler, *, timeout_s=5.0):
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     way = Gateway()
     models = {name: {**entry, "timeout_s": timeout_s} for name, entry in MODELS.items()}
-    way.reconfigure({"models": models, "upstream": url, "public_url": url, "max_body_mb": 1})
+    way.learn({"models": models, "public_url": url, "max_body_mb": 1})
+    tiny.replicas(way, url, "chat", "reviews")
     transport = httpx.ASGITransport(application(way.answer))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         yield client
-    if way.session is not None:
-        await way.session.close()
     await runner.cleanup()
 
 
@@ -54,7 +54,7 @@ def test_the_body_says_which_engine_and_goes_on_byte_by_byte():
                 body = f'{{ "model" :"{model}",  "prompt": "\\u00e9", "odd": 1.0}}'
                 for route in ("/v1/completions", "/v1/chat/completions"):
                     answer = (await client.post(route, content=body)).json()
-                    assert answer == {"path": f"/m/{application_}{route}", "body": body}
+                    assert answer == {"path": route, "body": body}
 
     asyncio.run(main())
 
@@ -64,7 +64,7 @@ def test_the_path_says_which_model_whatever_the_body_says():
         async with gateway(echo) as client:
             for said in ({"model": "dummy"}, {"model": "http://host/models/chat"}, {}):
                 answer = await client.post("/models/chat:verse/v1/chat/completions", json={**said, "messages": ["é"]})
-                assert answer.json()["path"] == "/m/chat/v1/chat/completions"
+                assert answer.json()["path"] == "/v1/chat/completions"
                 assert json.loads(answer.json()["body"]) == {"model": "chat:verse", "messages": ["é"]}
 
     asyncio.run(main())

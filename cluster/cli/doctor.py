@@ -192,7 +192,7 @@ def _state() -> Iterator[Check]:
         trouble = _ask(cluster)
         remedy = "`shoal down` ends it; the next command starts it anew" if trouble else ""
         yield Check("cluster", "broken" if trouble else "ok", trouble or f"runs at {cluster.address}", remedy)
-        yield Check("http port", "ok", f"{cluster.http_port}, of the running cluster")
+        yield Check("http port", "ok", f"{cluster.listen['port']}, of the running cluster")
         return
     left = processes.members(embedded.scratch_folder(folder))
     if left or embedded.read(folder) is not None:

