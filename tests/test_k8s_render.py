@@ -120,7 +120,7 @@ def test_a_training_is_a_rayjob() -> None:
         assert {"name": "home", "persistentVolumeClaim": {"claimName": "cache"}} in pod["volumes"]
         environment = {entry["name"]: entry["value"] for entry in container(part)["env"]}
         assert environment["SHOAL_HOME"] == "/var/lib/shoal"
-        assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert environment["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "0"
         assert "labels" not in part["template"].get("metadata", {})  # KubeRay's Services select pods by them
     # What the pod reads is the file, as it was written and overridden.
     files = one(manifests, "ConfigMap", name)["data"]
@@ -166,13 +166,11 @@ def test_a_model_is_a_rayservice_with_the_gateway_in_front() -> None:
     service = one(manifests, "RayService", "tiny")["spec"]
     config = serve_config(manifests)
     gateway, model = config["applications"]
-    assert config["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    assert config["proxy_location"] == "Disabled"
     assert gateway["deployments"][0]["num_replicas"] == 2
     known = gateway["deployments"][0]["user_config"]
-    assert (known["upstream"], known["public_url"]) == (
-        "http://127.0.0.1:8000",
-        "http://tiny-serve-svc.ml.svc:8000",
-    )
+    assert known["listen"] == {"host": "0.0.0.0", "port": 8000}
+    assert known["public_url"] == "http://tiny-serve-svc.ml.svc:8000"
     assert known["models"]["tiny"]["version"] == "org/tiny"
     assert (model["args"]["folder"], model["args"]["device"]) == ("org/tiny", "cpu")
     assert model["deployments"][0]["autoscaling_config"]["max_replicas"] == 9

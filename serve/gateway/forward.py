@@ -107,7 +107,7 @@ class Forwarder:
                 answer = await self._ask(replica, message, errand, load)
                 if answer is None:
                     return None
-                if answer.status == 503 and (why := answer.get(b"x-shoal")):
+                if why := answer.get(b"x-shoal"):
                     # It has not looked at the request: it leaves, or is full.
                     replica.leaving = replica.leaving or why == b"leaving"
                     avoid.add(replica.id)
@@ -159,7 +159,7 @@ class Forwarder:
         timer = asyncio.get_running_loop().call_later(PATIENCE_S, start)
         try:
             asking = await replica.peer.ask(message, body.stream() if body.whole is None else body.whole)
-            if asking.status == 503 and asking.get(b"x-shoal"):
+            if asking.get(b"x-shoal"):
                 await asking.read()
                 return asking
             errand.answered_by = replica.id
@@ -226,6 +226,10 @@ async def _pass_back(answer: Answer, errand: Errand) -> None:
     headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     send = errand.send
+    if answer.status == 503:
+        await answer.read()
+        await _busy(errand, 1)
+        return
     if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
         # What the server says in its own words where ours found none.
         await answer.read()
