@@ -58,13 +58,22 @@ class ModelArgs(BaseModel):
 class Model:
     """One model: decode, batch across requests, answer."""
 
-    def __init__(self, args: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        args: dict[str, Any],
+        *,
+        predicting: ThreadPoolExecutor | None = None,
+        decoding: ThreadPoolExecutor | None = None,
+    ) -> None:
+        """Load it. The threads are given where several models share a process."""
         self.args = ModelArgs.model_validate(args)
         module, _, name = tasks.get(self.args.task).server.partition(":")
         self.handler = getattr(importlib.import_module(module), name)()
         self.handler.setup(located(self.args.folder), self.args.device, self.args.dtype)
-        self.batcher = Batcher(self.predict, Passes(self.args.name).note, self.handler.length, self.handler.pads)
-        self.decoder = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self.batcher = Batcher(
+            self.predict, Passes(self.args.name).note, self.handler.length, self.handler.pads, predicting
+        )
+        self.decoder = decoding or ThreadPoolExecutor(1, thread_name_prefix="decode")
 
     def configure(self, config: dict[str, Any]) -> None:
         """Settings that change without a restart: batching, time and size limits."""

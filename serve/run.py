@@ -14,7 +14,7 @@ from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
-from serve import language
+from serve import language, sharing
 from serve.applications import Change, read
 from serve.state import state
 
@@ -69,6 +69,8 @@ def deploy(
     with Change(cluster) as change:
         if found is not None:
             place = language.place(spec, found, change, described)
+        elif spec.serve.shared:
+            place = sharing.place(spec, change, described, model_uri=model_uri, folder=folder.resolve())
         else:
             attempt = change.attempt(spec.name)
             wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
@@ -85,8 +87,13 @@ def deploy(
         _wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
+        if spec.serve.shared:
+            _wait_tried(cluster, name, place.name, place.tag, wait_s)
     except BaseException:
-        _take_back(cluster, name, place.wanted, before)
+        if spec.serve.shared:
+            sharing.take_out(cluster, place, before)
+        else:
+            _take_back(cluster, name, place.wanted, before)
         raise
 
     # Only now the gateway tells of it.
@@ -98,6 +105,12 @@ def deploy(
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
     _wait_gateway(cluster, place.name, lambda version: version == model_uri)
+    if found is None:
+        # It may have been served elsewhere before: by itself, or in other copies.
+        with Change(cluster) as change:
+            sharing.drop(change.applications, place.name, but=name)
+            if name != place.name:
+                change.applications.pop(place.name, None)
     progress(stage, 3, 3, "answering")
     return find(place.name, cluster)
 
@@ -119,12 +132,16 @@ def remove(name: str, cluster: Cluster) -> None:
     application, _, adapter = name.partition(":")
     # First nobody is sent there any more, then it goes.
     with Change(cluster) as change:
-        gone = {name} if adapter else {key for key, model in change.models().items() if _of(key, model) == application}
+        shares = any(name in sharing.models(one) for one in change.before.values())
+        own = {key for key, model in change.models().items() if _of(key, model) == application}
+        gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
         _wait_gateway(cluster, key, lambda version: version is None)
     with Change(cluster) as change:
-        if not adapter:
+        if shares:
+            sharing.drop(change.applications, name)
+        elif not adapter:
             change.applications.pop(application, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
@@ -188,6 +205,24 @@ def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | Non
     raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
 
 
+def _wait_tried(cluster: Cluster, application: str, name: str, key: str, wait_s: float) -> None:
+    """Until every shared copy knows a model and has tried to load it. Raises RunFailed with what a copy says."""
+    end = time.monotonic() + wait_s
+    said = ""
+    while time.monotonic() < end:
+        told, said = state(cluster)
+        facts = [one["facts"] for one in up(told, application)]
+        tried = [one for one in facts if one["tried"].get(name) == key]
+        for one in tried:
+            if name in one["faults"]:
+                raise RunFailed(f"{name}: {one['faults'][name]}")
+        if tried and len(tried) >= _running_replicas(read(cluster)[application]):
+            return
+        said = said or f"{len(tried)} of {len(facts)} copies know of it"
+        time.sleep(POLL_S / 4)
+    raise RunFailed(f"{name}: its shared copies did not load it within {wait_s:g} s: {said}")
+
+
 def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
     """The replicas of an application that take requests, of what `state` told."""
     replicas = told["replicas"] if told is not None else []
@@ -218,12 +253,16 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
     args = config.get("args", {})
     adapters = language.loaded(config)
     versions = {name: args.get("version", ""), **{key: adapter["version"] for key, adapter in adapters.items()}}
+    task = {key: args.get("task", "") for key in versions}
+    if config and (shared := sharing.models(config)):
+        versions = {key: model["version"] for key, model in shared.items()}
+        task = {key: model["task"] for key, model in shared.items()}
     return [
         Endpoint(
             name=key,
             url=f"{cluster.http_url}/models/{key}",
             version=version,
-            task=args.get("task", ""),
+            task=task[key],
             state=details["status"],
             replicas=_running_replicas(details),
             message="" if details["status"] == "RUNNING" else _message(details),

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from cluster import weights
+from serve.sizes import arithmetic
 
 log = logging.getLogger("ray.serve")
 # While a model is tried out both ways, its weights are there twice.
 MOST_BYTES = 2 << 30
 # Two orders of adding up float32 products differ by less than this, as a share of the largest answer.
 _SAME = 1e-5
-_STORED = ("bfloat16", "float16")
 _TRIALS = 3
 # glibc's numbers for mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -43,14 +43,6 @@ def load(kind: Any, folder: Path, *, device: str, dtype: str) -> Any:
     )
     keep_freed_memory()
     return model.to(device).eval()
-
-
-def arithmetic(stored: str, *, device: str, dtype: str) -> str:
-    """The name of torch's type for weights stored in the type `stored`. auto changes no answer by much: CPUs compute
-    in float32, GPUs in the type that the model was published in."""
-    if dtype != "auto":
-        return dtype
-    return stored if device != "cpu" and stored in _STORED else "float32"
 
 
 def size(model: Any) -> int:

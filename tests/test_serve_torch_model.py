@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from serve import torch_model
+from serve.sizes import arithmetic, weight_of
 from serve.tasks.text import TextClassification
 
 
@@ -23,7 +24,7 @@ from serve.tasks.text import TextClassification
     ],
 )
 def test_which_arithmetic(stored, device, dtype, expected):
-    assert torch_model.arithmetic(stored, device=device, dtype=dtype) == expected
+    assert arithmetic(stored, device=device, dtype=dtype) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -95,6 +96,9 @@ def test_weights_are_measured(tmp_path):
     half = torch_model.load(AutoModelForSequenceClassification, folder, device="cpu", dtype="bfloat16")
     assert next(half.parameters()).dtype == torch.bfloat16
     assert torch_model.size(half) < 0.6 * torch_model.size(model)
+    # As its files say beforehand, but for a buffer of positions.
+    for loaded, dtype in ((model, "auto"), (half, "bfloat16")):
+        assert 0 <= torch_model.size(loaded) - weight_of(folder, device="cpu", dtype=dtype) < 10_000
 
 
 def test_bfloat16_answers_nearly_the_same(tmp_path):

@@ -7,6 +7,8 @@ from cluster.monitoring.names import (
     IN_FLIGHT,
     INPUTS,
     LATENCY,
+    LET_GO,
+    LOAD_SECONDS,
     PADDING,
     PASS_SECONDS,
     QUEUE_SECONDS,
@@ -154,6 +156,18 @@ REPLICAS = Row(
                 ),
             ),
             most=1,
+        ),
+        Panel(
+            "Loads",
+            "In shared copies: how long it took until the model was loaded, each time it was asked for and not there.",
+            "s",
+            quantiles(LOAD_SECONDS, _MINE)[:2],
+        ),
+        Panel(
+            "Let go",
+            "In shared copies: how often the model made room for others.",
+            "short",
+            (Query(f"sum(increase({LET_GO.series}{_MINE}[{WINDOW}]))", "let go"),),
         ),
     ),
 )

@@ -85,6 +85,18 @@ TOKENS = Metric("shoal_pass_tokens", "counter", ("model",), "tokens", "Tokens th
 PADDING = Metric(
     "shoal_pass_padding", "counter", ("model",), "tokens", "Padding that went through the model beside its tokens"
 )
+# In copies that many models share.
+LOAD_SECONDS = Metric(
+    "shoal_model_load_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From the request that asked for a model in shared copies until it was loaded, waiting for room included",
+    (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120),
+)
+LET_GO = Metric(
+    "shoal_models_let_go", "counter", ("model",), "models", "Models that left shared copies to make room for others"
+)
 
 # Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
@@ -108,6 +120,8 @@ METRICS = (
     PASS_SECONDS,
     TOKENS,
     PADDING,
+    LOAD_SECONDS,
+    LET_GO,
     TRAINING_RUNNING,
     TRAINING_STEP,
     TRAINING_TOTAL,

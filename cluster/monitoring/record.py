@@ -137,6 +137,16 @@ class Passes:
             self._queued.observe(seconds, self._labels)
 
 
+class Loads:
+    """The models that come and go in shared copies."""
+
+    def loaded(self, model: str, seconds: float) -> None:
+        instrument(names.LOAD_SECONDS).observe(seconds, {"model": model})
+
+    def let_go(self, model: str) -> None:
+        instrument(names.LET_GO).inc(1, {"model": model})
+
+
 class Training:
     """One run, as its driver hears of it."""
 

@@ -148,6 +148,9 @@ class Serve(Section):
     """Arithmetic of the forward passes. auto: float32 on CPUs; on a GPU the type that the weights are stored in."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
+    shared: Annotated[str, Field(pattern=NAME)] | None = None
+    """Live beside other small models in the copies that cluster.yaml has under this name. Left out: copies of its own.
+    """
     llm: Llm = Llm()
     """The engine of text-generation."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None
@@ -158,6 +161,16 @@ class Serve(Section):
     def _ordered(self) -> Serve:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas: {self.min_replicas} is more than max_replicas: {self.max_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_copies_are_not_of_this_file(self) -> Serve:
+        own = {"min_replicas", "max_replicas", "target_ongoing_requests", "num_cpus", "num_gpus", "node_pool"}
+        if self.shared and (set_here := sorted(own & self.model_fields_set)):
+            raise ValueError(
+                f"serve.shared: {self.shared}: how many copies there are and what they get stands in cluster.yaml, "
+                f"shared.{self.shared}; leave out {', '.join(f'serve.{key}' for key in set_here)}"
+            )
         return self
 
 
