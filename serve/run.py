@@ -132,7 +132,7 @@ def remove(name: str, cluster: Cluster) -> None:
     application, _, adapter = name.partition(":")
     # First nobody is sent there any more, then it goes.
     with Change(cluster) as change:
-        shares = any(name in sharing.models(one) for one in change.before.values())
+        shares = next((key for key, one in change.before.items() if name in sharing.models(one)), "")
         own = {key for key, model in change.models().items() if _of(key, model) == application}
         gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
@@ -145,16 +145,20 @@ def remove(name: str, cluster: Cluster) -> None:
             change.applications.pop(application, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
+        left = shares in change.applications
     if adapter:
         _wait_adapters(cluster, application, name, None)
-    while not adapter and application in read(cluster):
+    elif left:
+        _wait_tried(cluster, shares, name, None, wait_s=120)
+    while not adapter and not left and (shares or application) in read(cluster):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    return [one for name in sorted(found) if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    all_ = [one for name in found if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    return sorted(all_, key=lambda one: one.name)
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -205,8 +209,9 @@ def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | Non
     raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
 
 
-def _wait_tried(cluster: Cluster, application: str, name: str, key: str, wait_s: float) -> None:
-    """Until every shared copy knows a model and has tried to load it. Raises RunFailed with what a copy says."""
+def _wait_tried(cluster: Cluster, application: str, name: str, key: str | None, wait_s: float) -> None:
+    """Until every shared copy knows a model of this key and has tried to load it (None: has let go of it). Raises
+    RunFailed with what a copy says."""
     end = time.monotonic() + wait_s
     said = ""
     while time.monotonic() < end:
@@ -214,13 +219,13 @@ def _wait_tried(cluster: Cluster, application: str, name: str, key: str, wait_s:
         facts = [one["facts"] for one in up(told, application)]
         tried = [one for one in facts if one["tried"].get(name) == key]
         for one in tried:
-            if name in one["faults"]:
+            if key is not None and name in one["faults"]:
                 raise RunFailed(f"{name}: {one['faults'][name]}")
         if tried and len(tried) >= _running_replicas(read(cluster)[application]):
             return
         said = said or f"{len(tried)} of {len(facts)} copies know of it"
         time.sleep(POLL_S / 4)
-    raise RunFailed(f"{name}: its shared copies did not load it within {wait_s:g} s: {said}")
+    raise RunFailed(f"{name}: its shared copies did not take it up, or let it go, within {wait_s:g} s: {said}")
 
 
 def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
@@ -253,16 +258,15 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
     args = config.get("args", {})
     adapters = language.loaded(config)
     versions = {name: args.get("version", ""), **{key: adapter["version"] for key, adapter in adapters.items()}}
-    task = {key: args.get("task", "") for key in versions}
-    if config and (shared := sharing.models(config)):
+    shared = sharing.models(config)
+    if shared:
         versions = {key: model["version"] for key, model in shared.items()}
-        task = {key: model["task"] for key, model in shared.items()}
     return [
         Endpoint(
             name=key,
             url=f"{cluster.http_url}/models/{key}",
             version=version,
-            task=task[key],
+            task=shared[key]["task"] if shared else args.get("task", ""),
             state=details["status"],
             replicas=_running_replicas(details),
             message="" if details["status"] == "RUNNING" else _message(details),

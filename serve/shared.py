@@ -26,6 +26,8 @@ from serve.shelf import Shelf
 from serve.sizes import weight_of
 
 log = logging.getLogger("ray.serve")
+# A model that gets no room for so long, because all that are loaded are in use, is taken on without a trial.
+TRY_S = 60.0
 
 
 class Shared:
@@ -57,8 +59,7 @@ class Shared:
         await self.host.close(longest)
 
     def configure(self, config: dict[str, Any]) -> None:
-        """The models ({name: cluster.serving.shared_model}) and the memory for them. New ones are loaded once where
-        there is room, so that one that cannot be loaded is known before it is asked for."""
+        """The models ({name: cluster.serving.shared_model}) and the memory for them."""
         before = set(self.keys)
         self.models = config["models"]
         self.keys = {
@@ -77,7 +78,7 @@ class Shared:
                 book.loading.result().configure(self.models[self.keys[key].name]["config"])
         if self.trying is not None:
             self.trying.cancel()
-        self.trying = asyncio.create_task(self._try())
+        self.trying = asyncio.create_task(self._try(fresh=not before))
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, to the model that its path names."""
@@ -126,19 +127,20 @@ class Shared:
             "memory_mb": self.shelf.used / 2**20,
         }
 
-    async def _try(self) -> None:
-        """Load each new model once, where that pushes out no other. What fails stands in the shelf's `faults`."""
+    async def _try(self, fresh: bool) -> None:
+        """Load each new model once, so that one that cannot be loaded is known: it stands in the shelf's `faults`. A
+        copy that has just started knows none of them, and loads only what pushes out no other."""
         loop = asyncio.get_running_loop()
         for key, args in list(self.keys.items()):
             if self.tried.get(args.name) == key:
                 continue
             try:
-                fits = await loop.run_in_executor(self.decoding, self.shelf.has_room, key)
+                fits = not fresh or await loop.run_in_executor(self.decoding, self.shelf.has_room, key)
             except Exception:
                 fits = True  # its files are not sound, and the load will say so
             if fits:
                 with contextlib.suppress(Exception):
-                    async with self.shelf.borrow(key):
+                    async with asyncio.timeout(TRY_S), self.shelf.borrow(key):
                         pass
             self.tried[args.name] = key
         self.tried = {args.name: key for key, args in self.keys.items() if self.tried.get(args.name) == key}
