@@ -62,10 +62,11 @@ def model_application(
         # A replica that leaves finishes what it has in hand.
         "graceful_shutdown_timeout_s": serve.request_timeout_s + 5,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
+        # One that hangs is replaced after 3 failures in a row: 15 s at most. The gateways leave it alone after 5.
+        "health_check_period_s": 3,
+        "health_check_timeout_s": 4,
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
-        "user_config": batching(serve),
+        "user_config": {**batching(serve), "max_memory_gb": serve.max_memory_gb},
     }
     if serve.min_replicas == serve.max_replicas:
         options["num_replicas"] = serve.min_replicas
@@ -93,7 +94,11 @@ def model_application(
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
         limits = {"timeout_s": serve.request_timeout_s, "max_body_mb": settings().http.max_body_mb}
-        counts = {"max_ongoing_requests": serve.max_ongoing_requests, "max_queued_requests": serve.max_queued_requests}
+        counts = {
+            "max_ongoing_requests": serve.max_ongoing_requests,
+            "max_queued_requests": serve.max_queued_requests,
+            "max_memory_gb": serve.max_memory_gb,
+        }
         options |= {
             "name": "Llm",
             "ray_actor_options": engine.actor_options(spec),
@@ -155,8 +160,8 @@ def shared_application(
                 "num_replicas": shared.replicas,
                 "graceful_shutdown_timeout_s": longest + 5,
                 "graceful_shutdown_wait_loop_s": 0.1,
-                "health_check_period_s": 5,
-                "health_check_timeout_s": 30,
+                "health_check_period_s": 3,
+                "health_check_timeout_s": 4,
                 "ray_actor_options": {"num_cpus": shared.num_cpus, "num_gpus": shared.num_gpus},
                 "user_config": {
                     "memory_mb": shared.memory_mb,
@@ -199,10 +204,11 @@ def gateway_application(
             {
                 "name": "Gateway",
                 "num_replicas": http.gateways,
-                "graceful_shutdown_timeout_s": 60,
+                # One that leaves finishes what it has in hand, however long the longest may take.
+                "graceful_shutdown_timeout_s": max([60, *(model["timeout_s"] for model in models.values())]) + 15,
                 "graceful_shutdown_wait_loop_s": 0.1,
-                "health_check_period_s": 5,
-                "health_check_timeout_s": 30,
+                "health_check_period_s": 3,
+                "health_check_timeout_s": 4,
                 "ray_actor_options": {"num_cpus": 0},
                 "user_config": {
                     "listen": dict(listen),

@@ -146,9 +146,14 @@ class Replica(Model):
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """See `configure`. At first it begins to listen."""
         self.configure(config)
+        self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
         if not self.host.tasks:
             await self.host.open()
+
+    async def check_health(self) -> None:
+        """Raises where Serve is to start another replica. Called every few seconds, in the loop that answers."""
+        await self.host.check(self.max_memory_gb)
 
     async def __del__(self) -> None:
         await self.host.close(self.timeout_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 from cluster.errors import InputError, RunFailed, ShoalError, TooLarge
@@ -15,8 +15,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
+
+
+PATIENCE_S = 0.1  # a client that goes away is looked for once its answer takes longer: most don't, and looking costs
 T = TypeVar("T")
-WATCH_S = 0.05
 
 
 class Disconnected(Exception):
@@ -44,6 +46,39 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, *, max_bytes:
     return body if len(chunks) == 1 else b"".join(chunks)
 
 
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, the request's body being read. Raises Disconnected where the client goes away before it is
+    there, and what `work` raises; it is cancelled then, so that nobody computes for nobody."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    watching: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if task is not None:
+            task.cancel()
+
+    def start() -> None:
+        nonlocal watching
+        watching = loop.create_task(watch())
+
+    timer = loop.call_later(PATIENCE_S, start)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task is not None:
+            task.uncancel()
+            raise Disconnected from None
+        raise
+    finally:
+        timer.cancel()
+        if watching is not None:
+            watching.cancel()
+
+
 def declared_length(headers: dict[bytes, bytes]) -> int:
     """Content-Length, or 0 where there is none or none that is a number."""
     text = headers.get(b"content-length", b"")
@@ -54,38 +89,6 @@ def too_large(max_bytes: int) -> TooLarge:
     return TooLarge(
         f"the request is larger than {max_bytes / 2**20:g} MiB; send less, or raise http.max_body_mb in cluster.yaml"
     )
-
-
-async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
-    """What `work` gives, for a request whose body was read. Raises Disconnected where the client goes away meanwhile;
-    `work` is cancelled then. Whoever is answered at once is not watched: that costs more than it saves."""
-    task = asyncio.current_task()
-    assert task is not None
-    watcher: asyncio.Task[None] | None = None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    def begin() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch())
-
-    timer = asyncio.get_running_loop().call_later(WATCH_S, begin)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
-            raise Disconnected from None
-        raise
-    finally:
-        timer.cancel()
-        if watcher is not None:
-            watcher.cancel()
 
 
 def encode(value: Any) -> bytes:

@@ -54,6 +54,10 @@ class Shared:
         if not self.host.tasks:
             await self.host.open()
 
+    async def check_health(self) -> None:
+        """Raises where Serve is to start another copy. Called every few seconds, in the loop that answers."""
+        await self.host.check(None)
+
     async def __del__(self) -> None:
         longest = max((model["config"]["request_timeout_s"] for model in self.models.values()), default=60)
         await self.host.close(longest)

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def batcher(predict, *, max_batch_size=4, wait_s=0.05, length=lambda value: 1, n
 class Gate:
     """A model whose first pass lasts until `go` is set, so that what comes meanwhile waits; it keeps its passes."""
 
-    def __init__(self, held="first"):
+    def __init__(self, held: Any = "first"):
         self.passes, self.running, self.go, self.held = [], threading.Event(), threading.Event(), held
 
     def __call__(self, inputs):

@@ -148,6 +148,12 @@ class Serve(Section):
     """Arithmetic of the forward passes. auto: float32 on CPUs; on a GPU the type that the weights are stored in."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
+    idempotent: bool = True
+    """Whether a request may be run a second time where its replica died before it answered: answering changes nothing.
+    With false such a request is answered 502, and the client decides."""
+    max_memory_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """A copy that has grown beyond this is replaced, one at a time and without a failed request; for models that leak.
+    What its whole process tree has resident, in GiB."""
     shared: Annotated[str, Field(pattern=NAME)] | None = None
     """Live beside other small models in the copies that cluster.yaml has under this name. Left out: copies of its own.
     """
@@ -166,6 +172,7 @@ class Serve(Section):
     @model_validator(mode="after")
     def _shared_copies_are_not_of_this_file(self) -> Serve:
         own = {"min_replicas", "max_replicas", "target_ongoing_requests", "num_cpus", "num_gpus", "node_pool"}
+        own |= {"max_memory_gb"}
         if self.shared and (set_here := sorted(own & self.model_fields_set)):
             raise ValueError(
                 f"serve.shared: {self.shared}: how many copies there are and what they get stands in cluster.yaml, "

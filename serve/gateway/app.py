@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import uvicorn
 from ray import serve
+from ray.exceptions import ActorDiedError, RayError
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, RunFailed, ShoalError
@@ -42,7 +43,7 @@ from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
-from serve.keeper import PACE_S, keeper
+from serve.keeper import PACE_S, ask
 from serve.openapi import document
 
 
@@ -72,16 +73,24 @@ class Gateway:
         self.learn(config)
         if not self.tasks:
             await self._open(config["listen"])
+        with contextlib.suppress(RayError):
+            await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
         with contextlib.suppress(Exception):
             await self._look(-1)
 
     async def check_health(self) -> None:
-        """Raises where this gateway or HAProxy before it does not listen. Called every few seconds."""
+        """Raises where this gateway does not listen any more. Called every few seconds. HAProxy is looked after by its
+        actor: where that died for good, the next look makes another."""
         if self.tasks[0].done():
             raise RunFailed("the gateway does not listen any more")
-        if trouble := await self.front.ready.remote(5):
-            raise RunFailed(f"HAProxy: {trouble}")
+        try:
+            async with asyncio.timeout(3):
+                await asyncio.shield(_answer(self.front.ready.remote(2)))
+        except ActorDiedError:
+            self.front = await asyncio.to_thread(front, self.node, self.listen)
+        except (RayError, TimeoutError):
+            return  # it is on its way back, or Ray's control service is away; HAProxy itself goes on meanwhile
 
     async def __del__(self) -> None:
         """Finish what is under way; HAProxy sees by the socket that goes away that nothing more may come."""
@@ -89,13 +98,16 @@ class Gateway:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.socket)
+        # It looks every half second, and uses the connections that it has until then.
+        await asyncio.sleep(1.5)
         self.server.should_exit = True
+        longest = max([60, *(model["timeout_s"] for model in self.models.values())])
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(self.tasks[0]), 60)
+            await asyncio.wait_for(asyncio.shield(self.tasks[0]), longest + 5)
         for task in self.tasks[1:]:
             task.cancel()
         with contextlib.suppress(Exception):
-            await keeper().bye.remote(self.id)
+            await ask("bye", self.id, within_s=2)
 
     async def _open(self, listen: dict[str, Any]) -> None:
         """Take a free place behind this node's HAProxy, and see that there is one. Raises RunFailed."""
@@ -127,7 +139,8 @@ class Gateway:
             if serving.done():
                 raise RunFailed(f"the gateway cannot listen on {self.socket}")
             await asyncio.sleep(0.01)
-        self.front = front(ray.get_runtime_context().get_node_id(), listen)
+        self.node, self.listen = ray.get_runtime_context().get_node_id(), listen
+        self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
         self.tasks = [serving, following]
@@ -146,8 +159,10 @@ class Gateway:
     async def _look(self, seen: int) -> int:
         loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
-        told = await keeper().look.remote(self.id, seen, loads, versions)
-        self.directory.update(told["replicas"])
+        suspects = self.forwarder.suspects
+        told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        self.directory.update(told["replicas"], whole=told["whole"])
+        suspects.learn(told["poison"])
         return told["version"]
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -161,6 +176,9 @@ class Gateway:
                 await self.forward(self.find(path[len("/models/") :]), scope, receive, send)
             elif path == "/-/ping":
                 await respond(send, 200, b'"pong"')
+            elif path == "/-/ready":
+                waiting = self.directory.unmet(model.get("application", name) for name, model in self.models.items())
+                await respond(send, 503 if waiting else 200, encode({"waiting": waiting}))
             elif path == "/-/state":
                 await self._tell_state(scope, send)
             elif method in ("GET", "HEAD"):
@@ -224,10 +242,22 @@ class Gateway:
             body = encode({"error": "/-/state: send the cluster's token as a Bearer", "error_type": "Unauthorized"})
             await respond(send, 401, body, ((b"www-authenticate", b"Bearer"),))
             return
-        await respond(send, 200, encode(await keeper().state.remote()))
+        await respond(send, 200, encode(await ask("state")))
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
+
+
+def retried(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the paths begin of requests that may be run again where a gateway died with them: all, unless there are
+    models whose files say that theirs may not be. Routes that name their model in the body are not among them then."""
+    if all(model.get("idempotent", True) for model in models.values()):
+        return ["/"]
+    return sorted(f"/models/{name}/" for name, model in models.items() if model.get("idempotent", True))
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
 
 
 async def refuse(send: Send, status: int, message: str, kind: str, headers: Headers = ()) -> None:
