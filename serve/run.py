@@ -15,7 +15,7 @@ from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
-from serve import language
+from serve import language, sharing
 from serve.applications import Change, read
 from serve.state import state
 
@@ -72,6 +72,8 @@ def deploy(
     with Change(cluster) as change:
         if found is not None:
             place = language.place(spec, found, change, described)
+        elif spec.serve.shared:
+            place = sharing.place(spec, change, described, model_uri=model_uri, folder=folder.resolve())
         else:
             attempt = change.attempt(spec.name)
             wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
@@ -89,8 +91,13 @@ def deploy(
         cluster = _entered(cluster)
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
+        if spec.serve.shared:
+            _wait_tried(cluster, name, place.name, place.tag, wait_s)
     except BaseException:
-        _take_back(cluster, name, place.wanted, before)
+        if spec.serve.shared:
+            sharing.take_out(cluster, place, before)
+        else:
+            _take_back(cluster, name, place.wanted, before)
         raise
 
     # Only now the gateway tells of it.
@@ -102,6 +109,12 @@ def deploy(
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
     _wait_gateway(cluster, place.name, lambda version: version == model_uri)
+    if found is None:
+        # It may have been served elsewhere before: by itself, or in other copies.
+        with Change(cluster) as change:
+            sharing.drop(change.applications, place.name, but=name)
+            if name != place.name:
+                change.applications.pop(place.name, None)
     progress(stage, 3, 3, "answering")
     return find(place.name, cluster)
 
@@ -123,25 +136,33 @@ def remove(name: str, cluster: Cluster) -> None:
     application, _, adapter = name.partition(":")
     # First nobody is sent there any more, then it goes.
     with Change(cluster) as change:
-        gone = {name} if adapter else {key for key, model in change.models().items() if _of(key, model) == application}
+        shares = next((key for key, one in change.before.items() if name in sharing.models(one)), "")
+        own = {key for key, model in change.models().items() if _of(key, model) == application}
+        gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
         _wait_gateway(cluster, key, lambda version: version is None)
     with Change(cluster) as change:
-        if not adapter:
+        if shares:
+            sharing.drop(change.applications, name)
+        elif not adapter:
             change.applications.pop(application, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
+        left = shares in change.applications
     if adapter:
         _wait_adapters(cluster, application, name, None)
-    while not adapter and application in read(cluster):
+    elif left:
+        _wait_tried(cluster, shares, name, None, wait_s=120)
+    while not adapter and not left and (shares or application) in read(cluster):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    return [one for name in sorted(found) if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    all_ = [one for name in found if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    return sorted(all_, key=lambda one: one.name)
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -192,6 +213,25 @@ def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | Non
     raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
 
 
+def _wait_tried(cluster: Cluster, application: str, name: str, key: str | None, wait_s: float) -> None:
+    """Until every shared copy knows a model of this key and has tried to load it (None: has let go of it). Raises
+    RunFailed with what a copy says."""
+    end = time.monotonic() + wait_s
+    said = ""
+    while time.monotonic() < end:
+        told, said = state(cluster)
+        facts = [one["facts"] for one in up(told, application)]
+        tried = [one for one in facts if one["tried"].get(name) == key]
+        for one in tried:
+            if key is not None and name in one["faults"]:
+                raise RunFailed(f"{name}: {one['faults'][name]}")
+        if tried and len(tried) >= _running_replicas(read(cluster)[application]):
+            return
+        said = said or f"{len(tried)} of {len(facts)} copies know of it"
+        time.sleep(POLL_S / 4)
+    raise RunFailed(f"{name}: its shared copies did not take it up, or let it go, within {wait_s:g} s: {said}")
+
+
 def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
     """The replicas of an application that take requests, of what `state` told."""
     replicas = told["replicas"] if told is not None else []
@@ -234,12 +274,15 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
     args = config.get("args", {})
     adapters = language.loaded(config)
     versions = {name: args.get("version", ""), **{key: adapter["version"] for key, adapter in adapters.items()}}
+    shared = sharing.models(config)
+    if shared:
+        versions = {key: model["version"] for key, model in shared.items()}
     return [
         Endpoint(
             name=key,
             url=f"{cluster.http_url}/models/{key}",
             version=version,
-            task=args.get("task", ""),
+            task=shared[key]["task"] if shared else args.get("task", ""),
             state=details["status"],
             replicas=_running_replicas(details),
             message="" if details["status"] == "RUNNING" else _message(details),

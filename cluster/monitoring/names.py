@@ -79,6 +79,38 @@ BATCH_SIZE = Metric(
     (1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 INPUTS = Metric("shoal_inputs", "counter", ("model",), "inputs", "Inputs that went through the model")
+QUEUE_SECONDS = Metric(
+    "shoal_queue_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From a request's arrival in the replica to the forward pass of each of its inputs",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
+PASS_SECONDS = Metric(
+    "shoal_pass_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "One forward pass",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+TOKENS = Metric("shoal_pass_tokens", "counter", ("model",), "tokens", "Tokens that went through the model")
+PADDING = Metric(
+    "shoal_pass_padding", "counter", ("model",), "tokens", "Padding that went through the model beside its tokens"
+)
+# In copies that many models share.
+LOAD_SECONDS = Metric(
+    "shoal_model_load_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From the request that asked for a model in shared copies until it was loaded, waiting for room included",
+    (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120),
+)
+LET_GO = Metric(
+    "shoal_models_let_go", "counter", ("model",), "models", "Models that left shared copies to make room for others"
+)
 
 # Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
@@ -102,6 +134,12 @@ METRICS = (
     REFUSED,
     BATCH_SIZE,
     INPUTS,
+    QUEUE_SECONDS,
+    PASS_SECONDS,
+    TOKENS,
+    PADDING,
+    LOAD_SECONDS,
+    LET_GO,
     TRAINING_RUNNING,
     TRAINING_STEP,
     TRAINING_TOTAL,

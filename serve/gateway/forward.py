@@ -282,7 +282,9 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     headers = [pair for pair in scope["headers"] if pair[0] in _PASSED_ON]
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
-    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)[:-2]
+    # Copies that several models share tell them apart by the path.
+    route = errand.model.get("route", "") + errand.route or "/"
+    return head("POST", f"{route}?{query}" if query else route, headers, length)[:-2]
 
 
 async def _pass_back(answer: Answer, errand: Errand) -> None:
