@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster import engine
+from cluster import engine, scaling
 from cluster.errors import InputError
 from cluster.settings import Http, Shared, settings
 from cluster.spec import Serve, Spec
@@ -69,20 +69,7 @@ def model_application(
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
         "user_config": {**batching(serve), "max_memory_gb": serve.max_memory_gb},
     }
-    if serve.min_replicas == serve.max_replicas:
-        options["num_replicas"] = serve.min_replicas
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": serve.min_replicas,
-            # One is started even where none need stay: a model that cannot be loaded is to fail now, not later.
-            "initial_replicas": max(serve.min_replicas, 1),
-            "max_replicas": serve.max_replicas,
-            "target_ongoing_requests": serve.target_ongoing_requests,
-            "upscale_delay_s": 2,
-            "downscale_delay_s": 60,
-            "metrics_interval_s": 1,
-            "look_back_period_s": 5,
-        }
+    options |= scaling.replicas(spec, version=model_uri)
     args: dict[str, Any] = {
         "name": spec.name,
         "task": spec.task,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster import engine, tasks
+from cluster import engine, scaling, tasks
 from cluster.errors import InputError
 from cluster.serving import model_application
 from cluster.spec import Spec
@@ -35,6 +35,7 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
         **({"private": True} if spec.serve.private else {}),
+        **scaling.held(spec),
     }
     if row.name != engine.TASK or not engine.adapted(spec):
         application = model_application(spec, model_uri=version, folder=version, attempt=attempt)

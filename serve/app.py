@@ -34,6 +34,7 @@ from serve.batch import Batcher
 from serve.host import Host
 from serve.located import located
 from serve.passes import isolated
+from serve.scaling import parts
 from serve.tasks.content import read_query
 
 log = logging.getLogger("ray.serve")
@@ -142,6 +143,7 @@ class Replica(Model):
     """A model with a process of its own."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        parts.begin()
         super().__init__(args)
         self.host = Host(application(self.answer), version=self.args.version, facts=self.facts)
 
@@ -149,6 +151,7 @@ class Replica(Model):
         """See `configure`. At first it begins to listen."""
         self.configure(config)
         self.max_memory_gb: float | None = config.get("max_memory_gb")
+        self.host.takes = config["max_ongoing_requests"]
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
         if not self.host.tasks:
             await self.host.open()

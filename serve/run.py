@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cluster import attached, engine, tasks
+from cluster import attached, engine, scaling, tasks
 from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
@@ -64,6 +64,7 @@ def deploy(
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
         **({"private": True} if spec.serve.private else {}),
+        **scaling.held(spec),
     }
     stage = f"serve {spec.name}"
     found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if row.name == engine.TASK else None
@@ -87,7 +88,8 @@ def deploy(
     length = 0
     try:
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
-        _wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
+        wanted = place.wanted["args"].get("version")
+        _wait_running(cluster, name, wanted, wait_s, lambda note: progress(stage, 1, 3, note))
         cluster = _entered(cluster)
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
@@ -176,7 +178,8 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
             change.applications.pop(name)
 
 
-def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[str], None]) -> None:
+def _wait_running(cluster: Cluster, name: str, version: str | None, wait_s: float, note: Callable[[str], None]) -> None:
+    """Until replicas run; or none need to, for the version has been up and is idle. Raises RunFailed."""
     began = time.monotonic()
     message = ""
     while (spent := time.monotonic() - began) < wait_s:
@@ -184,13 +187,20 @@ def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[st
         if details is None:
             raise RunFailed(f"{name}: was removed by someone else while it started")
         message = _message(details)
-        if details["status"] == "RUNNING":
+        if details["status"] == "RUNNING" and (_running_replicas(details) or _idle(cluster, name, version)):
             return
         if details["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise RunFailed(f"{name}: {message}")
         note(message[:200] or f"loading the model, {spent:.0f} s")
         time.sleep(POLL_S)
     raise RunFailed(f"{name}: no replica answered within {wait_s:g} s: {message or 'it was still loading'}")
+
+
+def _idle(cluster: Cluster, name: str, version: str | None) -> bool:
+    """Whether an application has no replica because nobody asks it, and not because it never had one."""
+    told, _ = state(cluster)
+    known = told["scaling"].get(name) if told is not None else None
+    return known is not None and known["version"] == version and known["tried"] and known["wanted"] == 0
 
 
 def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | None, wait_s: float = 120) -> int:

@@ -69,6 +69,26 @@ REFUSED = Metric(
     "Requests that were not let in, by Unauthorized, Forbidden, NotFound, Limited, Unknowable; tenant _other where the "
     "key is not known",
 )
+# Scaling, by the Keeper: one series a model, whatever its number of gateways.
+REPLICAS_UP = Metric("shoal_replicas_up", "gauge", ("model",), "replicas", "Replicas that take requests")
+REPLICAS_WANTED = Metric(
+    "shoal_replicas_wanted",
+    "gauge",
+    ("model",),
+    "replicas",
+    "Replicas that there should be by load and schedule; where the number is fixed, those that are up",
+)
+HELD = Metric(
+    "shoal_requests_held", "gauge", ("model",), "requests", "Requests that wait at the gateways for a replica"
+)
+START = Metric(
+    "shoal_start_seconds",
+    "histogram",
+    ("model", "part"),
+    "seconds",
+    "How long a replica took to start, by part: scheduling, process, imports, weights, warm, ready, and their total",
+    (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600),
+)
 # In a replica that batches by itself (all but LLMs: vLLM counts its own tokens).
 BATCH_SIZE = Metric(
     "shoal_batch_size",
@@ -132,6 +152,10 @@ METRICS = (
     TENANT_TOKENS,
     TENANT_SECONDS,
     REFUSED,
+    REPLICAS_UP,
+    REPLICAS_WANTED,
+    HELD,
+    START,
     BATCH_SIZE,
     INPUTS,
     QUEUE_SECONDS,

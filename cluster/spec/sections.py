@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from cluster.spec import space
+from cluster.spec import scaling, space
 from cluster.spec.llm import Llm
 from cluster.spec.metrics import LOWER
 from cluster.spec.parallel import DeepSpeed, Lora
@@ -160,6 +160,8 @@ class Serve(Section):
     shared: Annotated[str, Field(pattern=NAME)] | None = None
     """Live beside other small models in the copies that cluster.yaml has under this name. Left out: copies of its own.
     """
+    autoscale: scaling.Autoscale = scaling.Autoscale()
+    """When copies are added and taken away."""
     llm: Llm = Llm()
     """The engine of text-generation."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None
@@ -170,6 +172,7 @@ class Serve(Section):
     def _ordered(self) -> Serve:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas: {self.min_replicas} is more than max_replicas: {self.max_replicas}")
+        scaling.check(self.autoscale, min_replicas=self.min_replicas, max_replicas=self.max_replicas)
         return self
 
     @model_validator(mode="after")
@@ -201,6 +204,11 @@ class Spec(Section):
     serve: Serve = Serve()
 
     _base: Path = PrivateAttr(default=Path("."))
+
+    @model_validator(mode="after")
+    def _scales_by_what_is_known(self) -> Spec:
+        scaling.check_task(self.serve.autoscale, task=self.task, num_cpus=self.serve.num_cpus, gpus=self.serve.num_gpus)
+        return self
 
     @field_validator("model")
     @classmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import difflib
 import fcntl
 import os
@@ -47,7 +46,7 @@ from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
-from serve.keeper import PACE_S, ask
+from serve.keeper import LOAD_S, PACE_S, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
@@ -155,7 +154,7 @@ class Gateway:
         self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following]
+        self.tasks = [serving, following, asyncio.create_task(self._tell_load())]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -169,13 +168,30 @@ class Gateway:
             await asyncio.sleep(PACE_S)
 
     async def _look(self, seen: int) -> int:
-        loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
+        loads = {name: load.told() for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
         suspects = self.forwarder.suspects
         told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        self._wait_for(told)
         self.directory.update(told["replicas"], whole=told["whole"])
         suspects.learn(told["poison"])
         return told["version"]
+
+    async def _tell_load(self) -> None:
+        """Tell the Keeper of loads that change before it would hear of them anyhow: it decides by them."""
+        before: dict[str, tuple[int, int]] = {}
+        while True:
+            await asyncio.sleep(LOAD_S)
+            loads = self.forwarder.loads
+            now = {name: (load.arrived, load.present) for name, load in loads.items()}
+            changed = {name: loads[name].told() for name in now if now[name] != before.get(name) or now[name][1]}
+            before = now
+            if changed:
+                with contextlib.suppress(Exception):
+                    self._wait_for(await ask("load", self.id, changed))
+
+    def _wait_for(self, told: Mapping[str, Any]) -> None:
+        self.directory.waiting.starts, self.directory.waiting.sharing = told["starts"], told["sharing"]
 
     async def _guard(self, config: dict[str, Any]) -> None:
         """Put {access, request_log} of cluster.yaml in force; `home` is $SHOAL_HOME."""

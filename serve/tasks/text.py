@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.errors import InputError, TooLarge
 from cluster.tasks import TASKS
+from serve.scaling import parts
 from serve.tasks.classes import Function, Parameters, natural_function, parameters, ranked
 from serve.tasks.content import Reader
 
@@ -43,6 +44,7 @@ class TextClassification:
 
         from serve import torch_model
 
+        parts.mark("imports")
         self.model = torch_model.load(AutoModelForSequenceClassification, folder, device=device, dtype=dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.device = device
@@ -56,10 +58,12 @@ class TextClassification:
         if self.fast is not None:
             self.fast.enable_truncation(self.max_length, direction=self.tokenizer.truncation_side)
             self.fast.no_padding()
+        parts.mark("weights")
         trial = self._tokens([("warm up " * 8, None)] * 4)
         torch_model.quicken(self.model, lambda: np.stack(self.predict(trial)))
         self.predict(trial)
         self.bytes = torch_model.size(self.model)
+        parts.mark("warm")
 
     def decode_request(
         self, body: bytes, content_type: str, query: Mapping[str, str]
