@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from serve.rollout.watch import Watch
+
 NAME = "shoal:keeper"
 NAMESPACE = "shoal"
 BEAT_S = 1.0  # between two words of a replica
@@ -53,6 +55,7 @@ class Keeper:
         self.version = 1
         self.began = time.time()
         self.changed = asyncio.Event()
+        self.watch = Watch()
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
@@ -95,8 +98,12 @@ class Keeper:
         self._age()
         return {"version": self.version, "replicas": [entry.told() for entry in self.entries.values()]}
 
+    async def rollouts(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What a gateway tells of its roll-outs, and what is decided of them; see Watch.hear."""
+        return self.watch.hear(gateway, told)
+
     async def state(self) -> dict[str, Any]:
-        """All that is known, for people: replicas, gateways and their loads."""
+        """All that is known, for people: replicas, gateways and their loads, roll-outs."""
         self._age()
         now = time.monotonic()
         return {
@@ -106,6 +113,7 @@ class Keeper:
                 name: {"load": one.load, "models": one.models, "heard_s": now - one.heard}
                 for name, one in sorted(self.gateways.items())
             },
+            "rollouts": self.watch.told(),
         }
 
     def _news(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
 from serve import language
 from serve.applications import Change, read
+from serve.rollout.entry import INNER, NEXT, of
 from serve.state import state
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Endpoint:
     state: str = "RUNNING"
     replicas: int = 0
     message: str = ""
+    rollout: dict[str, Any] | None = None
+    """The new version beside this one, or how its roll-out ended; see serve.rollout.entry."""
 
 
 def deploy(
@@ -82,7 +85,7 @@ def deploy(
     length = 0
     try:
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
-        _wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
+        wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
     except BaseException:
@@ -126,18 +129,22 @@ def remove(name: str, cluster: Cluster) -> None:
     with Change(cluster) as change:
         if not adapter:
             change.applications.pop(application, None)
+            change.applications.pop(application + NEXT, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
     if adapter:
         _wait_adapters(cluster, application, name, None)
-    while not adapter and application in read(cluster):
+    while not adapter and {application, application + NEXT} & set(read(cluster)):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    return [one for name in sorted(found) if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    names = [name for name in sorted(found) if name != GATEWAY and not name.endswith(NEXT)]
+    listed = [one for name in names for one in _endpoints(cluster, name, found[name])]
+    rollouts = _rollouts(found.get(GATEWAY))
+    return [replace(one, rollout=rollouts[one.name]) if one.name in rollouts else one for one in listed]
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -151,7 +158,8 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
             change.applications.pop(name)
 
 
-def _wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[str], None]) -> None:
+def wait_running(cluster: Cluster, name: str, wait_s: float, note: Callable[[str], None]) -> None:
+    """Until an application runs as it is configured. Raises RunFailed with what its replica said."""
     began = time.monotonic()
     message = ""
     while (spent := time.monotonic() - began) < wait_s:
@@ -230,6 +238,14 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
         )
         for key, version in versions.items()
     ]
+
+
+def _rollouts(gateway: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The roll-outs in the gateway's configuration, by model."""
+    config = (gateway or {}).get("deployed_app_config") or {"deployments": [{}]}
+    models = (config["deployments"][0].get("user_config") or {}).get("models", {})
+    found = {name: of(model) for name, model in models.items()}
+    return {name: {key: one[key] for key in one if key not in INNER} for name, one in found.items() if one is not None}
 
 
 def _of(key: str, model: dict[str, Any]) -> str:

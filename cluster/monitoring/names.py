@@ -55,6 +55,31 @@ IN_FLIGHT = Metric(
     "requests",
     "Requests that the gateway has passed on to a model and not answered yet; 0 for every model that is served",
 )
+# Of models that are being rolled out, by version.
+_ROLLOUT = ("model", "version")
+ROLLOUT_REQUESTS = Metric(
+    "shoal_rollout_requests",
+    "counter",
+    (*_ROLLOUT, "kind", "failed"),
+    "requests",
+    "Requests during a roll-out by version; kind: old, canary (the new one answered), shadow (it was asked as well)",
+)
+ROLLOUT_LATENCY = Metric(
+    "shoal_rollout_seconds",
+    "histogram",
+    _ROLLOUT,
+    "seconds",
+    "From the gateway to a version and back, during a roll-out",
+    LATENCY.boundaries,
+)
+ROLLOUT_WEIGHT = Metric(
+    "shoal_rollout_weight", "gauge", _ROLLOUT, "", "Share of the clients that a new version answers"
+)
+ROLLOUT_AGREEMENT = Metric(
+    "shoal_rollout_agreement", "gauge", _ROLLOUT, "", "Share of the shadowed requests on which both versions agree"
+)
+ROLL_BACKS = Metric("shoal_roll_backs", "counter", ("model",), "roll-backs", "New versions that were rolled back")
+
 # In a replica that batches by itself (all but LLMs: vLLM counts its own tokens).
 BATCH_SIZE = Metric(
     "shoal_batch_size",
@@ -82,6 +107,11 @@ METRICS = (
     REQUESTS,
     LATENCY,
     IN_FLIGHT,
+    ROLLOUT_REQUESTS,
+    ROLLOUT_LATENCY,
+    ROLLOUT_WEIGHT,
+    ROLLOUT_AGREEMENT,
+    ROLL_BACKS,
     BATCH_SIZE,
     INPUTS,
     TRAINING_RUNNING,

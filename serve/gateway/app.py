@@ -44,6 +44,7 @@ from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
 from serve.keeper import PACE_S, keeper
 from serve.openapi import document
+from serve.rollout.steer import Steering
 
 
 class Gateway:
@@ -55,6 +56,7 @@ class Gateway:
         self.directory = Directory()
         self.secret = b""
         self.forwarder = Forwarder(self.directory, lambda: self.secret)
+        self.steering = Steering(self.forwarder)
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
@@ -64,6 +66,7 @@ class Gateway:
         by another one's), where clients find this gateway, and the size limit."""
         self.models = config["models"]
         self.requests.serves(self.models)
+        self.steering.learn(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
 
@@ -130,7 +133,7 @@ class Gateway:
         self.front = front(ray.get_runtime_context().get_node_id(), listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following]
+        self.tasks = [serving, following, asyncio.create_task(self.steering.follow(self.id))]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -216,7 +219,7 @@ class Gateway:
     async def pass_on(self, name: str, route: str, body: Body, scope: Scope, send: Send, refuse: Refuse) -> None:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
-        await self.forwarder.send(Errand(name, self.models[name], route, body, scope, send, refuse))
+        await self.steering.send(Errand(name, self.models[name], route, body, scope, send, refuse))
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""

@@ -9,6 +9,7 @@ says otherwise. Once: a request that kills its replica takes down two of them, n
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,10 @@ class Errand:
     send: Send
     refuse: Refuse
     begun: bool = False
+    again: bool = True
+    """Whether it may go to a second replica after it was sent to one."""
+    held: bool = True
+    """Whether it waits where no replica is up; it is refused otherwise."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
 
@@ -91,12 +96,12 @@ class Forwarder:
             await errand.refuse(errand.send, 504, message, "Timeout", ())
 
     async def _send(self, errand: Errand, load: Load) -> None:
-        body, avoid, again = errand.body, set(), self._may_run_twice(errand)
+        body, avoid, again = errand.body, set(), errand.again and self.may_run_twice(errand)
         message = _head(errand, self.secret())
         while True:
             replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name)
             if replica is None:
-                if avoid and self.directory.pick(errand.application) is not None:
+                if not errand.held or (avoid and self.directory.pick(errand.application) is not None):
                     # All that there are were tried, and each had its hands full.
                     return await _busy(errand, 1)
                 if not await self._hold(errand, load):
@@ -201,7 +206,8 @@ class Forwarder:
                 if one is not None:
                     one.cancel()
 
-    def _may_run_twice(self, errand: Errand) -> bool:
+    def may_run_twice(self, errand: Errand) -> bool:
+        """Whether the model's file and the client allow it."""
         allowed = errand.model.get("idempotent", True)
         return allowed and (b"x-shoal-retry", b"never") not in errand.scope["headers"]
 
@@ -221,9 +227,16 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)
 
 
+@functools.cache
+def printable(version: str) -> bytes:
+    """A version as a header can hold it; there are as many as are served."""
+    return "".join(one if "!" <= one <= "~" else "?" for one in version).encode()
+
+
 async def _pass_back(answer: Answer, errand: Errand) -> None:
     """Send an answer on: in one piece where it is small, else as it comes."""
     headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
+    headers.append((b"x-shoal-version", printable(errand.model["version"])))
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     send = errand.send
     if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
