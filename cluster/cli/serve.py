@@ -44,8 +44,9 @@ def command(words: Sequence[str], as_json: bool) -> None:
                 endpoint = stages.serve(spec, cluster, registry, out, journal)
             row = {"name": endpoint.name, "url": endpoint.url, "version": endpoint.version}
             served.append({**row, "rollout": endpoint.rollout} if endpoint.rollout else row)
-        text = "\n".join(
-            f"{row['name']}  {row['url']}  {row['version']}{'  ' + rollout.words(row['rollout']) if 'rollout' in row else ''}"
-            for row in served
-        )
+        lines = []
+        for row in served:
+            lines.append(f"{row['name']}  {row['url']}  {row['version']}")
+            lines += [f"  roll-out  {rollout.words(row['rollout'])}"] if "rollout" in row else []
+        text = "\n".join(lines)
         out.result({"endpoints": served, "seconds": journal.seconds}, f"{text}\nstop with: shoal down [NAME]")

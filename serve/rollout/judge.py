@@ -1,7 +1,8 @@
 """Whether a new version goes on, takes over or goes back: a pure function of what was counted.
 
-A roll-back takes evidence, not a ratio of small numbers: a one-sided binomial test at `ALPHA`, small because it is asked
-again and again while requests come. A promotion takes enough requests whose figures are within the limits as they stand.
+A roll-back takes evidence, not a ratio of small numbers: a one-sided binomial test at `ALPHA`, which is small because
+it is asked again and again while requests come. A promotion takes enough requests whose figures are within the limits
+as they stand.
 """
 
 from __future__ import annotations
