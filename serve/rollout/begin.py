@@ -75,7 +75,7 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
         change.applications[beside] = wanted
     try:
         run.wait_running(cluster, beside, wait_s, lambda note: progress(stage, 1, 3, note))
-        _wait(lambda told: run.up(told, beside), cluster, f"{name}: no gateway hears of the new version's replica")
+        _wait_up(beside, cluster)
     except BaseException:
         with Change(cluster) as change:
             if fresh and change.before.get(beside) == wanted:
@@ -105,11 +105,8 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
         whole = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()))
         found = {**found, "told": told, "wanted": whole, "keys": spec.serve.rollout.model_dump()}
         change.tell_gateway({**models, name: {**model, "rollout": found}})
-    _wait(
-        lambda told: told["rollouts"].get(name, {}).get("id") == found["id"],
-        cluster,
-        f"{name}: no gateway tells of the roll-out",
-    )
+    told = {"id": found["id"], "keys": found["keys"]}
+    settle.wait_all(name, cluster, lambda one: told.items() <= one.items(), "of the roll-out")
     progress(stage, 3, 3, f"{spec.serve.rollout.canary:.0%} of the clients, {spec.serve.rollout.shadow:.0%} shadowed")
 
 
@@ -129,13 +126,14 @@ def _application(spec: Spec, model_uri: str, folder: Path, name: str, attempt: i
     return wanted
 
 
-def _wait(right: Any, cluster: Cluster, otherwise: str, wait_s: float = 60) -> None:
-    """Until what the Keeper tells is right. Raises RunFailed."""
+def _wait_up(application: str, cluster: Cluster, wait_s: float = 60) -> None:
+    """Until a replica has told the Keeper that it takes requests: gateways hear of it before they are told of the
+    roll-out. Raises RunFailed."""
     end = time.monotonic() + wait_s
     said = ""
     while time.monotonic() < end:
         told, said = state(cluster)
-        if told is not None and right(told):
+        if run.up(told, application):
             return
         time.sleep(POLL_S)
-    raise RunFailed(f"{otherwise} after {wait_s:g} s{': ' if said else ''}{said}")
+    raise RunFailed(f"{application}: no replica tells that it is up after {wait_s:g} s{': ' if said else ''}{said}")

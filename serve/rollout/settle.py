@@ -8,6 +8,7 @@ import contextlib
 import copy
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -148,18 +149,26 @@ def _end(name: str, cluster: Cluster, found: dict[str, Any], state: str, reason:
 
 def _wait_told(name: str, cluster: Cluster, found: dict[str, Any], wait_s: float = 60) -> None:
     """Until no gateway sends anything to the new version's own application."""
+    told = {"id": found["id"], "state": found["state"]}
+    wait_all(name, cluster, lambda one: told.items() <= one.items(), f"that its roll-out is {found['state']}", wait_s)
+
+
+def wait_all(
+    name: str, cluster: Cluster, right: Callable[[dict[str, Any]], bool], what: str, wait_s: float = 60
+) -> None:
+    """Until what each gateway tells of a model's roll-out ({id, state, keys}) is right. Raises RunFailed."""
     end = time.monotonic() + wait_s
     said = ""
     while time.monotonic() < end:
         told, said = state(cluster)
         if told is not None:
             up = {key for key, one in told["gateways"].items() if one["heard_s"] < run.FRESH_S}
-            states = (told["rollouts"].get(name) or {"gateways": {}})["gateways"]
-            if up and all(states.get(gateway) in entry.ENDS for gateway in up):
+            known = told["rollouts"].get(name, {}).get("gateways", {})
+            if up and all(gateway in known and right(known[gateway]) for gateway in up):
                 return
-            said = f"gateways say {states}"
+            said = f"they say {[known.get(gateway) for gateway in sorted(up)]}"
         time.sleep(POLL_S)
-    raise RunFailed(f"{name}: gateways do not know after {wait_s:g} s that its roll-out is {found['state']}: {said}")
+    raise RunFailed(f"{name}: gateways do not know after {wait_s:g} s {what}: {said}")
 
 
 def _clean(name: str, cluster: Cluster, found: dict[str, Any]) -> None:

@@ -92,7 +92,10 @@ class Watch:
                 "reason": one.decided["reason"] if one.decided is not None else one.verdict.reason,
                 "trouble": one.trouble,
                 "elapsed_s": round(time.time() - one.found["began"], 1),
-                "gateways": {gateway: told["found"]["state"] for gateway, told in one.by.items()},
+                "gateways": {
+                    gateway: {key: told["found"][key] for key in ("id", "state", "keys")}
+                    for gateway, told in one.by.items()
+                },
                 **one.summary(),
             }
             for name, one in sorted(self.followed.items())
