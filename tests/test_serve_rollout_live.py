@@ -1,9 +1,11 @@
-"""Roll-outs as a client meets them: one cluster, a model whose new versions are known to agree, differ, fail or crawl."""
+"""Roll-outs as a client meets them: one cluster, and a model whose new versions agree, differ, fail or crawl."""
 
 import collections
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,11 @@ import serve_tiny as tiny
 
 from cluster import connect
 from cluster.errors import RunFailed
+from cluster.monitoring import server
+from cluster.monitoring.live import plain, seen
+from cluster.monitoring.model import ROLLOUT
+from cluster.registry import Registry
+from cluster.settings import Prometheus
 from cluster.spec import parse
 from serve import run
 from serve.applications import read
@@ -21,9 +28,12 @@ from serve.rollout import settle
 from serve.rollout.begin import deploy
 from serve.state import state
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="apt-get install prometheus brings it"),
+]
 NAME = "reviews"
-TEXTS = [f"text number {number}" for number in range(12)]
+TEXTS = [f"fuzzy number {number}" for number in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +41,26 @@ def cluster(tmp_path_factory):
     home = tmp_path_factory.mktemp("rollout")
     patch = pytest.MonkeyPatch()
     patch.setenv("SHOAL_HOME", str(home))
-    with connect.session() as found:
-        yield found
-    patch.undo()
+    prometheus, _ = server.start(home, Prometheus())
+    try:
+        with connect.session() as found:
+            yield found
+    finally:
+        server.stop(home)
+        patch.undo()
+
+
+@pytest.fixture(scope="module")
+def prometheus(cluster):
+    running = server.running(cluster.home)
+    assert running is not None
+    return running.url
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Versions: `old`; `same` agrees with it, `other` says something else, `broken` fails on some texts, `slow` takes
-    long, `cut` can't be loaded."""
+    """Versions: `old`; `same` agrees with it, `other` says something else, `broken` fails on them, `slow` takes long, `cut`
+    can't be loaded."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -52,16 +73,13 @@ def folders(tmp_path_factory):
         model.classifier.weight.neg_()
         model.classifier.bias.neg_()
     model.save_pretrained(made["other"])
-    # Its vocabulary ends before the digits' pieces, so that it loads and warms up, and fails on texts with numbers.
+    # Its vocabulary ends before "##z", so that it loads and warms up, and fails on what is fuzzy.
     model = AutoModelForSequenceClassification.from_pretrained(made["old"])
-    model.resize_token_embeddings(LETTERS_END)
+    model.resize_token_embeddings(4 + 94 + ord("z") - 33)
     model.save_pretrained(made["broken"])
     (made["cut"] / "model.safetensors").write_bytes((made["cut"] / "model.safetensors").read_bytes()[:3000])
     made["slow"] = tiny.bert(root / "slow", hidden=768, layers=8)
     return made
-
-
-LETTERS_END = 4 + 94 + 2  # the special tokens, all characters, and of the pieces within words only "##!" and '##"'
 
 
 def up(cluster, folder, version, **rollout):
@@ -126,7 +144,7 @@ def until(what, seconds=30.0):
 def ended(cluster, seconds=60.0):
     """The roll-out, once nothing of it is left to do."""
     until(lambda: "application" not in rollout(cluster), seconds)
-    assert f"{NAME}_next" not in read(cluster)
+    until(lambda: f"{NAME}_next" not in read(cluster))
     return rollout(cluster)
 
 
@@ -243,6 +261,89 @@ def test_the_keepers_death_changes_nothing(cluster, folders, served):
     both = found["summary"]["old"]["requests"] + found["summary"]["new"]["requests"]
     assert both <= sum(sum(seen.values()) for seen in clients.seen.values())
     assert found["summary"]["new"]["requests"] >= 20
+
+
+def test_every_panel_of_a_roll_out_has_data(cluster, folders, served, prometheus):
+    since = time.time()
+    with asking(served.url) as clients:
+        up(cluster, folders["other"], 2, canary=0.0, shadow=0.5)
+        ended(cluster)
+        up(cluster, folders["same"], 3, canary=0.5, shadow=0.5, max_latency_ratio=50)
+        wanted = {plain(query.expr, NAME) for panel in ROLLOUT.panels for query in panel.queries}
+        until(lambda: all(seen(prometheus, expr, since=since) for expr in wanted), 60)
+        asked = f'sum by (kind) (ray_shoal_rollout_requests_total{{version="models:/{NAME}/3"}})'
+        assert seen(prometheus, asked, since=since)
+        settle.abort(NAME, cluster, "enough")
+    assert clients.failed == []
+
+
+FLOWERS = """
+name: flowers
+task: tabular-classification
+model: sklearn.linear_model.LogisticRegression
+data: {train: iris.csv, columns: {label: flower}, validation_split: 0.2}
+train: {parameters: {max_iter: 300}}
+evaluate: {gate: {accuracy: 0.8}}
+serve: {num_cpus: 0.5, rollout: {canary: 0.5, for_s: 3600, promote: hand}}
+"""
+
+
+def shoal(home, *words, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster", *words, "--json"], cwd=home, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_command_line_and_the_registry(cluster, served):
+    home, registry = cluster.home, Registry()
+
+    def aliases():
+        return {alias: one.version for one in registry.versions("flowers") for alias in one.aliases}
+
+    frame, target = tiny.iris()
+    frame.drop(columns="garden").assign(flower=target).to_csv(home / "iris.csv", index=False)
+    (home / "flowers.yaml").write_text(FLOWERS)
+    assert shoal(home, "up", "flowers.yaml")["version"] == "models:/flowers/1"
+    assert aliases() == {"champion": "1"}
+
+    begun = shoal(home, "up", "flowers.yaml", "train.parameters.C=0.5")
+    assert (begun["version"], begun["rollout"]["version"]) == ("models:/flowers/1", "models:/flowers/2")
+    assert aliases() == {"champion": "1", "candidate": "2"}
+    for number in range(8):
+        body = {"table": {"sepal": [5.1], "petal": [1.4]}}
+        answer = httpx.post(begun["url"], json=body, headers={"x-shoal-session": str(number)})
+        assert answer.status_code == 200
+    [shown] = [one for one in shoal(home, "status")["endpoints"] if one["name"] == "flowers"]
+    assert shown["version"] == "models:/flowers/1"
+    told = until(lambda: _counted(shoal(home, "rollout", "status", "flowers")["rollouts"]["flowers"]))
+    assert told["new"]["requests"] + told["old"]["requests"] == 8
+    text = subprocess.run(
+        [sys.executable, "-m", "cluster", "status"], cwd=home, capture_output=True, text=True, check=True
+    ).stdout
+    assert "roll-out  flowers: models:/flowers/2 canary 50 %, " in text
+
+    ended = shoal(home, "rollout", "promote", "flowers")
+    assert (ended["state"], ended["version"]) == ("promoted", "models:/flowers/2")
+    assert aliases() == {"champion": "2", "previous": "1"}
+    assert httpx.get(begun["url"]).json()["version"] == "models:/flowers/2"
+    assert "no roll-out goes on" in shoal(home, "rollout", "promote", "flowers", code=2)["error"]
+
+    third = shoal(home, "up", "flowers.yaml", "train.parameters.C=0.25")
+    assert third["rollout"]["version"] == "models:/flowers/3"
+    assert shoal(home, "rollout", "abort", "flowers")["state"] == "rolled back"
+    assert aliases() == {"champion": "2", "previous": "1"}
+    assert registry.version("flowers", version="3").tags["shoal.rolled_back"] == "by hand"
+    # A roll-back holds: the same file again serves the champion.
+    again = shoal(home, "up", "flowers.yaml", "train.parameters.C=0.25")
+    assert (again["version"], aliases()) == ("models:/flowers/2", {"champion": "2", "previous": "1"})
+    assert "no roll-out goes on" in shoal(home, "rollout", "abort", "flower", code=2)["error"]
+
+
+def _counted(found):
+    counted = found.get("summary") or {}
+    return counted if counted and counted["new"]["requests"] + counted["old"]["requests"] >= 8 else None
 
 
 def test_taking_the_model_off_takes_its_new_version_off(cluster, folders, served):
