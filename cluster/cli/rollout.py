@@ -32,6 +32,7 @@ def command() -> None:
       shoal rollout promote reviews        it takes over now
       shoal rollout abort reviews          back to the old version now
       shoal rollout forget reviews         a version that was rolled back may be tried again
+      shoal serve reviews.yaml serve.rollout=null        at once, without trying
 
     Ask with the header x-shoal-session: NAME to stay with one version; x-shoal-version of an answer says which it was.
     All but --help take --json.

@@ -20,6 +20,7 @@ from serve.rollout.stats import Stats
 
 log = logging.getLogger("ray.serve")
 AGAIN_S = 5.0  # between two attempts to carry an outcome out
+FRESH_S = 3.0  # a gateway that tells nothing for so long has ended
 GONE_S = 10.0  # a roll-out that no gateway tells of any more is over
 
 
@@ -39,8 +40,10 @@ class Followed:
         """Of the old version and of the new one, over all gateways."""
         old, new = Stats(), Stats()
         for told in self.by.values():
-            old.add(Stats(told["old"]))
-            new.add(Stats(told["new"]))
+            # What is under way at a gateway that has died is under way no more.
+            gone = {"ages": ()} if self.heard - told["heard"] > FRESH_S else {}
+            old.add(Stats({**told["old"], **gone}))
+            new.add(Stats({**told["new"], **gone}))
         return old, new
 
     @property
@@ -69,7 +72,8 @@ class Watch:
                 known = self.followed[name] = Followed(found)
             if known.found["id"] != found["id"]:
                 continue  # this gateway does not know of the newer one yet
-            known.by[gateway], known.heard = one, time.monotonic()
+            known.heard = time.monotonic()
+            known.by[gateway] = {**one, "heard": known.heard}
             if known.decided is None and found["state"] != entry.RUNNING:
                 # Decided by a Keeper before this one, or by hand.
                 known.decided = {key: found[key] for key in ("id", "state", "reason")}
