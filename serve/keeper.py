@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from serve.rollout.watch import Watch
 from serve.scaling.report import Report
 from serve.scaling.scaler import TICK_S, Copy, Scaler
 
@@ -71,6 +72,7 @@ class Keeper:
         self.decided = asyncio.Event()
         self.report = Report()
         self.ticking: asyncio.Task[None] | None = None
+        self.watch = Watch()
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
@@ -176,8 +178,12 @@ class Keeper:
                 break
         return self.scaler.wanted()
 
+    async def rollouts(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What a gateway tells of its roll-outs, and what is decided of them; see Watch.hear."""
+        return self.watch.hear(gateway, told)
+
     async def state(self) -> dict[str, Any]:
-        """All that is known, for people: replicas, gateways and their loads."""
+        """All that is known, for people: replicas, gateways and their loads, roll-outs."""
         self._age()
         now = time.monotonic()
         return {
@@ -188,6 +194,7 @@ class Keeper:
                 for name, one in sorted(self.gateways.items())
             },
             "scaling": self.scaler.show(),
+            "rollouts": self.watch.told(),
         }
 
     def _tick(self) -> None:

@@ -17,6 +17,7 @@ from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
 from serve import language, sharing
 from serve.applications import Change, read
+from serve.rollout.entry import INNER, NEXT, of
 from serve.state import state
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Endpoint:
     state: str = "RUNNING"
     replicas: int = 0
     message: str = ""
+    rollout: dict[str, Any] | None = None
+    """The new version beside this one, or how its roll-out ended; see serve.rollout.entry."""
 
 
 def deploy(
@@ -88,8 +91,8 @@ def deploy(
     length = 0
     try:
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
-        wanted = place.wanted["args"].get("version")
-        _wait_running(cluster, name, wanted, wait_s, lambda note: progress(stage, 1, 3, note))
+        version = place.wanted["args"].get("version")
+        wait_running(cluster, name, version, wait_s, lambda note: progress(stage, 1, 3, note))
         cluster = _entered(cluster)
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
@@ -149,6 +152,7 @@ def remove(name: str, cluster: Cluster) -> None:
             sharing.drop(change.applications, name)
         elif not adapter:
             change.applications.pop(application, None)
+            change.applications.pop(application + NEXT, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
         left = shares in change.applications
@@ -156,15 +160,19 @@ def remove(name: str, cluster: Cluster) -> None:
         _wait_adapters(cluster, application, name, None)
     elif left:
         _wait_tried(cluster, shares, name, None, wait_s=120)
-    while not adapter and not left and (shares or application) in read(cluster):
+    gone = {shares} if shares else {application, application + NEXT}
+    while not adapter and not left and gone & set(read(cluster)):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    all_ = [one for name in found if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
-    return sorted(all_, key=lambda one: one.name)
+    names = [name for name in found if name != GATEWAY and not name.endswith(NEXT)]
+    listed = [one for name in names for one in _endpoints(cluster, name, found[name])]
+    rollouts = _rollouts(found.get(GATEWAY))
+    listed = [replace(one, rollout=rollouts[one.name]) if one.name in rollouts else one for one in listed]
+    return sorted(listed, key=lambda one: one.name)
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -178,7 +186,7 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
             change.applications.pop(name)
 
 
-def _wait_running(cluster: Cluster, name: str, version: str | None, wait_s: float, note: Callable[[str], None]) -> None:
+def wait_running(cluster: Cluster, name: str, version: str | None, wait_s: float, note: Callable[[str], None]) -> None:
     """Until replicas run; or none need to, for the version has been up and is idle. Raises RunFailed."""
     began = time.monotonic()
     message = ""
@@ -299,6 +307,14 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
         )
         for key, version in versions.items()
     ]
+
+
+def _rollouts(gateway: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The roll-outs in the gateway's configuration, by model."""
+    config = (gateway or {}).get("deployed_app_config") or {"deployments": [{}]}
+    models = (config["deployments"][0].get("user_config") or {}).get("models", {})
+    found = {name: of(model) for name, model in models.items()}
+    return {name: {key: one[key] for key in one if key not in INNER} for name, one in found.items() if one is not None}
 
 
 def _of(key: str, model: dict[str, Any]) -> str:

@@ -89,6 +89,31 @@ START = Metric(
     "How long a replica took to start, by part: scheduling, process, imports, weights, warm, ready, and their total",
     (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600),
 )
+# Of models that are being rolled out, by version.
+_ROLLOUT = ("model", "version")
+ROLLOUT_REQUESTS = Metric(
+    "shoal_rollout_requests",
+    "counter",
+    (*_ROLLOUT, "kind", "failed"),
+    "requests",
+    "Requests during a roll-out by version; kind: old, canary (the new one answered), shadow (it was asked as well)",
+)
+ROLLOUT_LATENCY = Metric(
+    "shoal_rollout_seconds",
+    "histogram",
+    _ROLLOUT,
+    "seconds",
+    "From the gateway to a version and back, during a roll-out",
+    LATENCY.boundaries,
+)
+ROLLOUT_WEIGHT = Metric(
+    "shoal_rollout_weight", "gauge", _ROLLOUT, "", "Share of the clients that a new version answers"
+)
+ROLLOUT_AGREEMENT = Metric(
+    "shoal_rollout_agreement", "gauge", _ROLLOUT, "", "Share of the shadowed requests on which both versions agree"
+)
+ROLL_BACKS = Metric("shoal_roll_backs", "counter", ("model",), "roll-backs", "New versions that were rolled back")
+
 # In a replica that batches by itself (all but LLMs: vLLM counts its own tokens).
 BATCH_SIZE = Metric(
     "shoal_batch_size",
@@ -156,6 +181,11 @@ METRICS = (
     REPLICAS_WANTED,
     HELD,
     START,
+    ROLLOUT_REQUESTS,
+    ROLLOUT_LATENCY,
+    ROLLOUT_WEIGHT,
+    ROLLOUT_AGREEMENT,
+    ROLL_BACKS,
     BATCH_SIZE,
     INPUTS,
     QUEUE_SECONDS,

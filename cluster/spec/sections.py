@@ -12,6 +12,7 @@ from cluster.spec.llm import Llm
 from cluster.spec.metrics import LOWER
 from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
+from cluster.spec.rollout import Rollout
 from cluster.spec.section import NAME, Fraction, Section
 from cluster.spec.tune import Tune
 
@@ -164,6 +165,8 @@ class Serve(Section):
     """When copies are added and taken away."""
     llm: Llm = Llm()
     """The engine of text-generation."""
+    rollout: Rollout | None = None
+    """Try a new version beside the one that serves. Left out: it takes its place as soon as it answers."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None
     """Node pool of cluster.yaml for the copies, on Kubernetes. Left out: the smallest that has a copy's cores and GPUs.
     """
@@ -221,6 +224,16 @@ class Spec(Section):
     def _sweep_fits(cls, value: Tune, info: ValidationInfo) -> Tune:
         if "train" in info.data:  # else its own faults are told of
             space.check(value, info.data["train"])
+        return value
+
+    @field_validator("serve")
+    @classmethod
+    def _can_be_tried(cls, value: Serve, info: ValidationInfo) -> Serve:
+        if value.rollout is not None and info.data.get("task") == "text-generation":
+            raise ValueError(
+                "serve.rollout: a language model is not split by weight (it would take a second engine); leave it out: "
+                "an adapter changes on its engine without a pause, and `shoal models rollback` brings the old one back"
+            )
         return value
 
     @property

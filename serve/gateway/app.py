@@ -50,6 +50,7 @@ from serve.keeper import LOAD_S, PACE_S, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
+from serve.rollout.steer import Steering
 
 
 class Gateway:
@@ -61,6 +62,7 @@ class Gateway:
         self.directory = Directory()
         self.secret = b""
         self.forwarder = Forwarder(self.directory, lambda: self.secret)
+        self.steering = Steering(self.forwarder)
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
@@ -72,6 +74,7 @@ class Gateway:
         by another one's), where clients find this gateway, and the size limit."""
         self.models = config["models"]
         self.requests.serves(self.models)
+        self.steering.learn(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         self.send_timeout_s: float = config.get("send_timeout_s", 15)
@@ -154,7 +157,12 @@ class Gateway:
         self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following, asyncio.create_task(self._tell_load())]
+        self.tasks = [
+            serving,
+            following,
+            asyncio.create_task(self._tell_load()),
+            asyncio.create_task(self.steering.follow(self.id)),
+        ]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -288,7 +296,7 @@ class Gateway:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
         errand = visit.of(scope).errand = Errand(name, self.models[name], route, body, scope, send, refuse)
-        await self.forwarder.send(errand)
+        await self.steering.send(errand)
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""
