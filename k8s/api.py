@@ -95,7 +95,9 @@ class Api:
         with self._told(f"delete {kind} {name}"):
             try:
                 if kind in CORE:
-                    self._of_core("delete", kind)(name, self.namespace, _request_timeout=TIMEOUT_S)
+                    # The answer is a Status from some servers and the object from others; the client fails on one.
+                    options: dict[str, Any] = {"_request_timeout": TIMEOUT_S, "_preload_content": False}
+                    self._of_core("delete", kind)(name, self.namespace, **options)
                 else:
                     self._custom.delete_namespaced_custom_object(
                         *RAY, self.namespace, PLURALS[kind], name, _request_timeout=TIMEOUT_S

@@ -130,7 +130,7 @@ def delete(
     Returns kind and name of each. Raises RunFailed where something stays, naming what holds it."""
     removed: list[tuple[str, str]] = []
     # What serves goes first, and what pods read last.
-    order = {"Service": 0, "RayService": 0, "RayJob": 1, "ConfigMap": 2}
+    order = {"RayService": 0, "Service": 1, "RayJob": 2, "ConfigMap": 3}
     for kind, selector in sorted(selectors(manifests), key=lambda pair: order[pair[0]]):
         for found in api.list(kind, selector):
             name = found["metadata"]["name"]

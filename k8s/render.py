@@ -138,7 +138,7 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
             "metadata": {**metadata, "name": service_name(name)},
             "spec": {
                 "selector": entrance,
-                "ports": [{"name": "http", "port": SERVE_PORT, "targetPort": "serve"}],
+                "ports": [{"name": "http", "protocol": "TCP", "port": SERVE_PORT, "targetPort": "serve"}],
             },
         },
         {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import difflib
 import fcntl
 import os
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 import uvicorn
 from ray import serve
+from ray.exceptions import ActorDiedError, RayError
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, RunFailed, ShoalError
@@ -44,11 +44,13 @@ from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
+from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
-from serve.keeper import PACE_S, keeper
+from serve.keeper import LOAD_S, PACE_S, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
+from serve.rollout.steer import Steering
 
 
 class Gateway:
@@ -60,6 +62,7 @@ class Gateway:
         self.directory = Directory()
         self.secret = b""
         self.forwarder = Forwarder(self.directory, lambda: self.secret)
+        self.steering = Steering(self.forwarder)
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
@@ -71,8 +74,10 @@ class Gateway:
         by another one's), where clients find this gateway, and the size limit."""
         self.models = config["models"]
         self.requests.serves(self.models)
+        self.steering.learn(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
+        self.send_timeout_s: float = config.get("send_timeout_s", 15)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
@@ -80,16 +85,24 @@ class Gateway:
         await self._guard(config)
         if not self.tasks:
             await self._open(config["listen"])
+        with contextlib.suppress(RayError):
+            await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
         with contextlib.suppress(Exception):
             await self._look(-1)
 
     async def check_health(self) -> None:
-        """Raises where this gateway or HAProxy before it does not listen. Called every few seconds."""
+        """Raises where this gateway does not listen any more. Called every few seconds. HAProxy is looked after by its
+        actor: where that died for good, the next look makes another."""
         if self.tasks[0].done():
             raise RunFailed("the gateway does not listen any more")
-        if trouble := await self.front.ready.remote(5):
-            raise RunFailed(f"HAProxy: {trouble}")
+        try:
+            async with asyncio.timeout(3):
+                await asyncio.shield(_answer(self.front.ready.remote(2)))
+        except ActorDiedError:
+            self.front = await asyncio.to_thread(front, self.node, self.listen)
+        except (RayError, TimeoutError):
+            return  # it is on its way back, or Ray's control service is away; HAProxy itself goes on meanwhile
 
     async def __del__(self) -> None:
         """Finish what is under way; HAProxy sees by the socket that goes away that nothing more may come."""
@@ -97,15 +110,18 @@ class Gateway:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.socket)
+        # It looks every half second, and uses the connections that it has until then.
+        await asyncio.sleep(1.5)
         self.server.should_exit = True
+        longest = max([60, *(model["timeout_s"] for model in self.models.values())])
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(self.tasks[0]), 60)
+            await asyncio.wait_for(asyncio.shield(self.tasks[0]), longest + 5)
         if self.gatekeeper is not None:
             await self.gatekeeper.stop()
         for task in self.tasks[1:]:
             task.cancel()
         with contextlib.suppress(Exception):
-            await keeper().bye.remote(self.id)
+            await ask("bye", self.id, within_s=2)
 
     async def _open(self, listen: dict[str, Any]) -> None:
         """Take a free place behind this node's HAProxy, and see that there is one. Raises RunFailed."""
@@ -137,10 +153,16 @@ class Gateway:
             if serving.done():
                 raise RunFailed(f"the gateway cannot listen on {self.socket}")
             await asyncio.sleep(0.01)
-        self.front = front(ray.get_runtime_context().get_node_id(), listen)
+        self.node, self.listen = ray.get_runtime_context().get_node_id(), listen
+        self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following]
+        self.tasks = [
+            serving,
+            following,
+            asyncio.create_task(self._tell_load()),
+            asyncio.create_task(self.steering.follow(self.id)),
+        ]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -154,11 +176,30 @@ class Gateway:
             await asyncio.sleep(PACE_S)
 
     async def _look(self, seen: int) -> int:
-        loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
+        loads = {name: load.told() for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
-        told = await keeper().look.remote(self.id, seen, loads, versions)
-        self.directory.update(told["replicas"])
+        suspects = self.forwarder.suspects
+        told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        self._wait_for(told)
+        self.directory.update(told["replicas"], whole=told["whole"])
+        suspects.learn(told["poison"])
         return told["version"]
+
+    async def _tell_load(self) -> None:
+        """Tell the Keeper of loads that change before it would hear of them anyhow: it decides by them."""
+        before: dict[str, tuple[int, int]] = {}
+        while True:
+            await asyncio.sleep(LOAD_S)
+            loads = self.forwarder.loads
+            now = {name: (load.arrived, load.present) for name, load in loads.items()}
+            changed = {name: loads[name].told() for name in now if now[name] != before.get(name) or now[name][1]}
+            before = now
+            if changed:
+                with contextlib.suppress(Exception):
+                    self._wait_for(await ask("load", self.id, changed))
+
+    def _wait_for(self, told: Mapping[str, Any]) -> None:
+        self.directory.waiting.starts, self.directory.waiting.sharing = told["starts"], told["sharing"]
 
     async def _guard(self, config: dict[str, Any]) -> None:
         """Put {access, request_log} of cluster.yaml in force; `home` is $SHOAL_HOME."""
@@ -185,6 +226,7 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
+        receive = Paced(receive, self.send_timeout_s)
         if (found := openai_routes.split(path)) is not None:
             await openai_routes.answer(self, *found, scope, receive, send)
             return
@@ -254,7 +296,7 @@ class Gateway:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
         errand = visit.of(scope).errand = Errand(name, self.models[name], route, body, scope, send, refuse)
-        await self.forwarder.send(errand)
+        await self.steering.send(errand)
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""
@@ -262,7 +304,7 @@ class Gateway:
             body = encode({"error": "/-/state: send the cluster's token as a Bearer", "error_type": "Unauthorized"})
             await respond(send, 401, body, ((b"www-authenticate", b"Bearer"),))
             return
-        await respond(send, 200, encode(await keeper().state.remote()))
+        await respond(send, 200, encode(await ask("state")))
 
 
 async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
@@ -270,10 +312,23 @@ async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
     if openai_routes.split(scope["path"]) is not None:
         return await openai_routes.refuse_error(send, error)
     status, body = error_body(error)
-    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else ())
+    cut = CUT if status in CUT_OFF else ()
+    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else cut)
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
+
+
+def retried(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the paths begin of requests that may be run again where a gateway died with them: all, unless there are
+    models whose files say that theirs may not be. Routes that name their model in the body are not among them then."""
+    if all(model.get("idempotent", True) for model in models.values()):
+        return ["/"]
+    return sorted(f"/models/{name}/" for name, model in models.items() if model.get("idempotent", True))
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
 
 
 async def refuse(send: Send, status: int, message: str, kind: str, headers: Headers = ()) -> None:
