@@ -40,6 +40,12 @@ class TooLarge(InputError):
     status = 413
 
 
+class TooSlow(InputError):
+    """A request did not come in time."""
+
+    status = 408
+
+
 class RunFailed(ShoalError):
     """The input was fine and the run failed all the same."""
 

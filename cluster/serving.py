@@ -28,10 +28,11 @@ SERVING = {
 
 def listening(http: Http, host: str, port: int) -> dict[str, Any]:
     """What the gateway is told of where to listen."""
+    found = {"host": host, "port": port, "send_timeout_s": http.send_timeout_s}
     if http.certificate is None or http.key is None:
-        return {"host": host, "port": port}
+        return found
     files = {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
-    return {"host": host, "port": port, **files}
+    return {**found, **files}
 
 
 def model_application(
@@ -78,6 +79,7 @@ def model_application(
             "request_timeout_s": serve.request_timeout_s,
             "max_body_mb": settings().http.max_body_mb,
             "max_memory_gb": serve.max_memory_gb,
+            "max_pixels": settings().inputs.max_pixels,
         },
     }
     if serve.min_replicas == serve.max_replicas:
@@ -162,6 +164,7 @@ def gateway_application(
                     "access": found.access.model_dump(),
                     "request_log": found.request_log.model_dump(),
                     "home": None if home is None else str(home),
+                    "send_timeout_s": http.send_timeout_s,
                     "models": models,
                 },
             }

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict
 from ray import serve
@@ -35,6 +34,7 @@ from serve.asgi import (
 from serve.batch import Batcher
 from serve.host import Host
 from serve.located import located
+from serve.tasks.content import read_query
 
 log = logging.getLogger("ray.serve")
 # Decoding more than this takes longer than handing it to a thread.
@@ -76,6 +76,8 @@ class Model:
         """Batching, time and size limits."""
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
+        if "max_pixels" in config:
+            self.handler.max_pixels = config["max_pixels"]
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
         self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
@@ -113,9 +115,9 @@ class Model:
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
             body = await read_body(headers, receive, max_bytes=self.max_bytes)
-            query = dict(parse_qsl(query_string.decode("latin-1"))) if query_string else {}
+            query = read_query(query_string)
             media = headers.get(b"content-type", b"").decode("latin-1")
-            if len(body) <= INLINE_BYTES:
+            if len(body) <= getattr(self.handler, "inline_bytes", INLINE_BYTES):
                 inputs, parameters = self.handler.decode_request(body, media, query)
             else:
                 loop = asyncio.get_running_loop()

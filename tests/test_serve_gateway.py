@@ -14,7 +14,7 @@ from serve.asgi import application
 from serve.gateway.app import Gateway
 
 SECTION = {"max_batch_size": 8, "batch_wait_ms": 2, "request_timeout_s": 20, "max_body_mb": 1}
-SECTION |= {"max_ongoing_requests": 64, "max_queued_requests": 256}
+SECTION |= {"max_ongoing_requests": 64, "max_queued_requests": 256, "max_pixels": 10**7}
 
 
 def entry(task="text-classification", timeout_s: float = 20):

@@ -45,6 +45,7 @@ from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
+from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
 from serve.keeper import PACE_S, ask
 from serve.keys.gatekeeper import Gatekeeper
@@ -74,6 +75,7 @@ class Gateway:
         self.requests.serves(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
+        self.send_timeout_s: float = config.get("send_timeout_s", 15)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
@@ -200,6 +202,7 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
+        receive = Paced(receive, self.send_timeout_s)
         if (found := openai_routes.split(path)) is not None:
             await openai_routes.answer(self, *found, scope, receive, send)
             return
@@ -285,7 +288,8 @@ async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
     if openai_routes.split(scope["path"]) is not None:
         return await openai_routes.refuse_error(send, error)
     status, body = error_body(error)
-    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else ())
+    cut = CUT if status in CUT_OFF else ()
+    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else cut)
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"

@@ -11,7 +11,7 @@ from cluster import weights
 from cluster.errors import InputError, TooLarge
 from cluster.skops_file import load_skops
 from cluster.tasks import TASKS
-from serve.asgi import read_json
+from serve.tasks.content import Reader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ class TabularClassification:
     features, each numeric or categorical."""
 
     wants = TASKS["tabular-classification"].request
+    reader = Reader(wants, ("table", "inputs", "data"))
 
     def setup(self, folder: Path, device: str) -> None:
         """Load a model folder. Raises InputError where it is not whole, or holds types that are not trusted."""
@@ -40,8 +41,10 @@ class TabularClassification:
         """One frame with the model's columns in the model's order. Raises InputError, naming the columns at fault."""
         import pandas as pd
 
-        value = read_json(body, wants=self.wants)
-        columns = _columns(value, self.wants)
+        content = self.reader.json(body, content_type, query)
+        if isinstance(content.parameters, dict) and content.parameters:  # a list is a column of that name
+            raise InputError(f"parameters: {', '.join(content.parameters)!s:.80}: this task has none")
+        columns = _columns(content.value, self.wants)
         self._check_names(columns)
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1:

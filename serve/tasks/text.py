@@ -11,8 +11,8 @@ import numpy as np
 from cluster import weights
 from cluster.errors import InputError, TooLarge
 from cluster.tasks import TASKS
-from serve.asgi import read_json
 from serve.tasks.classes import Function, Parameters, natural_function, parameters, ranked
+from serve.tasks.content import Reader
 
 MAX_INPUTS = 1024
 # A character is a token at most, but for a few scripts; past this a text is cut before the tokenizer sees it, which
@@ -24,6 +24,7 @@ class TextClassification:
     """Any AutoModelForSequenceClassification folder."""
 
     wants = TASKS["text-classification"].request
+    reader = Reader(wants)
     everything = Parameters()
 
     def setup(self, folder: Path, device: str) -> None:
@@ -48,10 +49,11 @@ class TextClassification:
         self, body: bytes, content_type: str, query: Mapping[str, str]
     ) -> tuple[list[tuple[str, str | None]], Parameters]:
         """One (text, second text or None) for each input, and how to show the scores. Raises InputError."""
-        value = read_json(body, wants=self.wants)
+        content = self.reader.json(body, content_type, query)
+        value = content.value
         if not isinstance(value, dict) or "inputs" not in value:
             raise InputError(f"the request has no `inputs`; this model takes {self.wants}")
-        chosen = parameters(value.get("parameters"), default=self.everything)
+        chosen = parameters(content.parameters, default=self.everything)
         inputs = value["inputs"] if isinstance(value["inputs"], list) else [value["inputs"]]
         if not inputs:
             raise InputError(f"inputs: the list is empty; this model takes {self.wants}")
