@@ -48,8 +48,8 @@ def place(tmp_path_factory):
         shoal("down", home=folder / "home")
 
 
-def bench(folder, *words):
-    return shoal("bench", "serve", str(folder / "reviews.yaml"), *words, home=folder / "home")
+def bench(folder, *words, **env):
+    return shoal("bench", "serve", str(folder / "reviews.yaml"), *words, home=folder / "home", env=env)
 
 
 def test_a_model_that_is_not_served_is_served_for_the_run_and_compared(place):
@@ -84,6 +84,7 @@ def test_a_model_that_is_not_served_is_served_for_the_run_and_compared(place):
 
 def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place):
     folder, _ = place
+    (folder / "home" / "cluster.yaml").write_text("access: {keys: required}\n")
     up = shoal("serve", str(folder / "reviews.yaml"), home=folder / "home")
     assert up.returncode == 0, up.stderr
     done = bench(folder, "--rounds", "1", "--seconds", "1", "--rate", "40", "--output", str(folder / "out"))
@@ -101,6 +102,12 @@ def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place
     (one,) = result["sides"]
     assert one["errors"]["400"] == pytest.approx(one["requests"] / 3, rel=0.1)
     assert result["failed"]
+
+    # The cluster's own token opened the gateway until now; a key that is given is the one that is used.
+    stranger = bench(folder, SHOAL_API_KEY="shoal_wrong")
+    assert stranger.returncode == 1
+    assert "the first request failed: 401" in stranger.stderr
+    assert "keys are read from SHOAL_API_KEY" in stranger.stderr
 
     # What would change what is served is not done behind one's back; and it is still there.
     changed = bench(folder, "serve.max_batch_size=4")
