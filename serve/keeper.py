@@ -7,12 +7,19 @@ within a second: nothing that it holds cannot be lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from serve.rollout.watch import Watch
+from serve.scaling.report import Report
+from serve.scaling.scaler import TICK_S, Copy, Scaler
 
+log = logging.getLogger(__name__)
 NAME = "shoal:keeper"
 NAMESPACE = "shoal"
 BEAT_S = 1.0  # between two words of a replica
@@ -20,6 +27,8 @@ LOST_S = 5.0  # a replica without a word for so long is taken for lost
 GONE_S = 60.0  # and forgotten after so long
 LOOK_S = 1.0  # a gateway that asks what is new is answered within so long
 PACE_S = 0.1  # and not more often than that
+LOAD_S = 0.25  # a gateway tells a load that changes so often
+MOST_POISON = 1024
 
 
 @dataclass
@@ -31,6 +40,7 @@ class Entry:
     heard: float
     beat: int = 1
     state: str = "up"  # or "leaving", by its own word, or "lost"
+    retiring: bool = False
 
     def told(self) -> dict[str, Any]:
         return {**self.said, "facts": self.facts, "beat": self.beat, "state": self.state}
@@ -49,24 +59,40 @@ class Looking:
 class Keeper:
     """The actor. All methods run in its one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_up: Callable[[str], bool] | None = None) -> None:
+        self.is_up = is_up or _is_up
         self.entries: dict[str, Entry] = {}
         self.gateways: dict[str, Looking] = {}
         self.version = 1
         self.began = time.time()
+        self.born = time.monotonic()
         self.changed = asyncio.Event()
+        self.poison: dict[str, float] = {}  # fingerprints of serve.gateway.suspects, and until when
+        self.scaler = Scaler(self._copies, self._versions)
+        self.decided = asyncio.Event()
+        self.report = Report()
+        self.ticking: asyncio.Task[None] | None = None
         self.watch = Watch()
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
         entry = self.entries.get(said["id"])
+        if (entry is None or entry.state == "lost") and not await asyncio.to_thread(self.is_up, said["node"]):
+            return  # its host was cut off and is back: Ray and Serve have given it up, and it ends in a moment
+        entry = self.entries.get(said["id"])
         if entry is None:
             entry = self.entries[said["id"]] = Entry(said, facts, time.monotonic())
+            # After this Keeper's own start those come that were up before: no start was seen of them.
+            if (parts := said.get("parts")) and said["started"] > self.began:
+                decided = self.scaler.came(_copy(entry), parts)
+                self.report.started(said["application"], parts, decided)
         else:
             entry.said, entry.facts, entry.heard = said, facts, time.monotonic()
             entry.beat += 1
             if entry.state == "lost":
                 entry.state = "up"
+        self.scaler.replicas.note(said["id"], facts, time.monotonic())
+        self._tick()
         self._news()
 
     async def leaving(self, key: str) -> None:
@@ -78,15 +104,40 @@ class Keeper:
     async def bye(self, key: str) -> None:
         """A replica, or a gateway, has finished and ends."""
         self.gateways.pop(key, None)
+        self.scaler.gateways.forget(key)
+        self.scaler.replicas.forget(key)
         if self.entries.pop(key, None) is not None:
             self._news()
 
+    async def retires(self, key: str) -> bool:
+        """Whether a replica that wants to be replaced may be now: one of an application at a time."""
+        mine = self.entries.get(key)
+        if mine is None:
+            return False
+        others = [
+            one
+            for one in self.entries.values()
+            if one is not mine and one.said["application"] == mine.said["application"]
+        ]
+        if any(one.retiring for one in others):
+            return False
+        mine.retiring = True
+        return True
+
     async def look(
-        self, gateway: str, seen: int, load: dict[str, dict[str, float]], models: dict[str, str]
+        self,
+        gateway: str,
+        seen: int,
+        load: dict[str, dict[str, float]],
+        models: dict[str, str],
+        poison: dict[str, float] | None = None,
     ) -> dict[str, Any]:
-        """What a gateway asks again and again, telling its load and its models: the directory, as soon as that is newer
-        than `seen`, or after a second."""
+        """What a gateway asks again and again, telling its load, its models and what it found to be poison (seconds by
+        fingerprint): the directory, as soon as that is newer than `seen`, or after a second. It is `whole` once
+        everybody who is there has had the time to say so."""
         self.gateways[gateway] = Looking(load, models, time.monotonic())
+        self.scaler.gateways.note(gateway, load, time.monotonic())
+        self._remember(poison or {})
         until = time.monotonic() + LOOK_S
         while self.version == seen and (left := until - time.monotonic()) > 0:
             self.changed.clear()
@@ -96,7 +147,36 @@ class Keeper:
             except TimeoutError:
                 break
         self._age()
-        return {"version": self.version, "replicas": [entry.told() for entry in self.entries.values()]}
+        now = time.monotonic()
+        return {
+            "version": self.version,
+            "whole": now - self.born > LOST_S,
+            "replicas": [entry.told() for entry in self.entries.values()],
+            "poison": {key: until - now for key, until in self.poison.items() if until > now},
+            **self._waits(),
+        }
+
+    async def load(self, gateway: str, load: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """A gateway's load, told between two looks where it changes; answered with how long who waits has to."""
+        if (known := self.gateways.get(gateway)) is not None:
+            known.load, known.heard = {**known.load, **load}, time.monotonic()
+        self.scaler.gateways.note(gateway, load, time.monotonic())
+        return self._waits()
+
+    async def scale(self, applications: dict[str, dict[str, Any]], seen: dict[str, int]) -> dict[str, int]:
+        """What Serve's controller asks again and again, telling the applications that scale (see Scaler.told): how many
+        replicas each should have, as soon as that is not what it has `seen`, or after a second."""
+        self.scaler.told(applications)
+        self._tick()
+        until = time.monotonic() + LOOK_S
+        while self.scaler.wanted() == seen and (left := until - time.monotonic()) > 0:
+            self.decided.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self.decided.wait()
+            except TimeoutError:
+                break
+        return self.scaler.wanted()
 
     async def rollouts(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """What a gateway tells of its roll-outs, and what is decided of them; see Watch.hear."""
@@ -113,12 +193,68 @@ class Keeper:
                 name: {"load": one.load, "models": one.models, "heard_s": now - one.heard}
                 for name, one in sorted(self.gateways.items())
             },
+            "scaling": self.scaler.show(),
             "rollouts": self.watch.told(),
         }
+
+    def _tick(self) -> None:
+        """See that decisions are made."""
+        if self.ticking is None or self.ticking.done():
+            self.ticking = asyncio.get_running_loop().create_task(self._decide())
+
+    async def _decide(self) -> None:
+        """Again and again, a few times a second, as long as this lives."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._age()
+            try:
+                if self.scaler.tick():
+                    self.decided.set()
+                self.report.tell(self.scaler, self._copies(), self._held())
+            except Exception:
+                log.exception("scaling")  # what was decided last holds
+
+    def _copies(self) -> list[Copy]:
+        """The replicas that take requests."""
+        return [_copy(entry) for entry in self.entries.values() if entry.state == "up"]
+
+    def _held(self) -> dict[str, int]:
+        held: dict[str, int] = {}
+        for one in self.gateways.values():
+            for name, load in one.load.items():
+                held[name] = held.get(name, 0) + int(load["held"])
+        return held
+
+    def _versions(self) -> dict[str, set[str]]:
+        """What gateways know, by application: of its names all begin with its own, up to a colon."""
+        found: dict[str, set[str]] = {}
+        for one in self.gateways.values():
+            for name, version in one.models.items():
+                found.setdefault(name.partition(":")[0], set()).add(version)
+        return found
+
+    def _waits(self) -> dict[str, Any]:
+        """What a gateway needs to know for those it holds: seconds until a replica is up, and among how many gateways
+        the limits are shared."""
+        now = time.monotonic()
+        sharing = sum(now - one.heard < LOST_S for one in self.gateways.values())
+        return {"starts": self.scaler.left(), "sharing": max(1, sharing)}
 
     def _news(self) -> None:
         self.version += 1
         self.changed.set()
+
+    def _remember(self, poison: dict[str, float]) -> None:
+        now = time.monotonic()
+        for key, seconds in poison.items():
+            if key not in self.poison:
+                self.version += 1
+                self.changed.set()
+            self.poison[key] = now + seconds
+        for key in [key for key, until in self.poison.items() if until <= now]:
+            del self.poison[key]
+        while len(self.poison) > MOST_POISON:
+            del self.poison[next(iter(self.poison))]
 
     def _age(self) -> None:
         """Who has not been heard of is lost, then forgotten."""
@@ -126,16 +262,31 @@ class Keeper:
         for key, entry in list(self.entries.items()):
             if now - entry.heard > GONE_S:
                 del self.entries[key]
+                self.scaler.replicas.forget(key)
                 self.version += 1
             elif now - entry.heard > LOST_S and entry.state != "lost":
                 entry.state = "lost"
                 self.version += 1
         for name in [name for name, one in self.gateways.items() if now - one.heard > GONE_S]:
             del self.gateways[name]
+            self.scaler.gateways.forget(name)
+
+
+def _copy(entry: Entry) -> Copy:
+    return Copy(entry.said["id"], entry.said["application"], entry.said["version"], entry.facts)
+
+
+def _is_up(node: str) -> bool:
+    """Whether a node is one of the cluster, as Ray knows it."""
+    import ray
+
+    return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
 
 
 def keeper() -> Any:
-    """The actor's handle; the first who asks makes it. It lives until its cluster ends."""
+    """The actor's handle; the first who asks makes it, on the head, where it is reached as long as Ray itself is. It
+    lives until its cluster ends. Asks Ray's control service, and waits for that as long as it is away: a loop uses
+    `ask`."""
     import ray
 
     return (
@@ -146,8 +297,50 @@ def keeper() -> Any:
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
+            resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
             max_concurrency=10_000,
         )
         .remote()
     )
+
+
+_handles: dict[str, Any] = {}  # by the node that this process is attached to: there is one in a replica's life
+
+
+async def ask(method: str, *arguments: Any, within_s: float = 5) -> Any:
+    """What the Keeper says, without ever stopping the loop: nothing here waits for Ray's control service. Raises
+    TimeoutError, and Ray's own errors while the Keeper is away."""
+    import ray
+    from ray.exceptions import ActorDiedError
+
+    node = ray.get_runtime_context().get_node_id()
+    async with asyncio.timeout(within_s):
+        if node not in _handles:
+            # In a thread of its own, which waits for as long as it must; the next who asks tries another.
+            found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            threading.Thread(target=_find, args=(asyncio.get_running_loop(), found), daemon=True).start()
+            _handles[node] = await found
+        try:
+            return await asyncio.shield(_answer(getattr(_handles[node], method).remote(*arguments)))
+        except ActorDiedError:  # it was killed for good; somebody makes another
+            _handles.pop(node, None)
+            raise
+
+
+def _find(loop: asyncio.AbstractEventLoop, found: asyncio.Future[Any]) -> None:
+    def tell(handle: Any, error: Exception | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error is not None else found.set_result(handle)
+
+    handle, problem = None, None
+    try:
+        handle = keeper()
+    except Exception as error:
+        problem = error
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(tell, handle, problem)
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference

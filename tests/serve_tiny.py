@@ -141,9 +141,10 @@ def iris() -> tuple[Any, Any]:
 
 
 def replicas(way, url, *applications):
-    """Let a gateway in this process know of one replica at `url` for each application."""
+    """Let a gateway in this process know of two replicas at `url` for each application."""
     address = url.removeprefix("http://")
     way.directory.update(
-        {"id": name, "application": name, "address": address, "state": "up", "facts": {}, "beat": 1}
+        {"id": f"{name}{number}", "application": name, "address": address, "state": "up", "facts": {}, "beat": 1}
         for name in applications
+        for number in range(2)
     )

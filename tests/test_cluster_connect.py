@@ -178,18 +178,6 @@ def test_scratch_folders_are_short_and_one_a_home(tmp_path: Path):
     assert max(len(str(one)), len(str(two))) <= embedded.LONGEST_SCRATCH
 
 
-def test_haproxy_listens_where_cluster_yaml_says_and_nowhere_else(tmp_path: Path):
-    config = tmp_path / "cfg"
-    config.write_text("    bind :21001\n    bind 127.0.0.1:8003\n  bind *:21002\n    bind 127.0.0.1:9999\n")
-    script = embedded._haproxy(tmp_path, {21001: "127.0.0.1", 21002: "127.0.0.1", 8003: "::"})
-    path = script["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    checked = subprocess.run([path, "-c", "-f", str(config)], capture_output=True, text=True)
-    assert config.read_text() == (
-        "    bind 127.0.0.1:21001\n    bind [::]:8003\n  bind 127.0.0.1:21002\n    bind 127.0.0.1:9999\n"
-    )
-    assert "unknown keyword 'bind'" in checked.stderr  # it was HAProxy that read it: a bind outside of a frontend
-
-
 def test_doctor_names_what_is_broken(home: Path):
     def doctor() -> tuple[int, dict]:
         ran = subprocess.run([sys.executable, "-m", "cluster", "doctor", "--json"], capture_output=True, text=True)
@@ -221,7 +209,7 @@ def test_two_commands_at_once_start_one_cluster_and_it_outlives_them(kept, monke
     found = connect.running()
     assert found is not None
     assert {line[1] for line in lines} == {found.address}
-    assert found.http_url == f"http://127.0.0.1:{found.http_port}"
+    assert found.http_url == f"http://127.0.0.1:{found.listen['port']}"
     assert stat.S_IMODE((home / "token").stat().st_mode) == 0o600
     assert found.token not in repr(found)
     for process in processes.members(Path(state_of(home).scratch)):

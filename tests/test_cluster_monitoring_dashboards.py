@@ -104,7 +104,7 @@ def test_what_cannot_be_shown_on_cpus_without_an_llm_is_marked():
         kind: sum(panel.needs == kind for page in PAGES.values() for panel in page.panels)
         for kind in ("", "gpu", "llm", "rollout")
     }
-    assert needs == {"": 35, "gpu": 2, "llm": 7, "rollout": 5}
+    assert needs == {"": 40, "gpu": 2, "llm": 7, "rollout": 5}
     for _, panel, query in QUERIES:
         asked = " ".join(metrics_of(query.expr))
         assert ("ray_vllm_" in asked) == (panel.needs == "llm"), panel.title

@@ -142,7 +142,8 @@ def test_models_are_told_of_before_their_first_request(book: Book):
 
 
 def test_what_serve_hosts_is_measured(book: Book):
-    from serve.gateway import Gateway
+    from serve.asgi import application
+    from serve.gateway.app import Gateway
 
     sent: list[Any] = []
 
@@ -151,8 +152,8 @@ def test_what_serve_hosts_is_measured(book: Book):
 
     async def main() -> None:
         way = Gateway()
-        way.reconfigure({"models": {"reviews": {}}, "upstream": "", "public_url": "", "max_body_mb": 1})
-        app = await way.__serve_build_asgi_app__()
+        way.learn({"models": {"reviews": {}}, "public_url": "", "max_body_mb": 1})
+        app = application(way.requests.measured(way.answer))
         await app({"type": "http", "method": "GET", "path": "/health", "headers": []}, None, send)
         way.requests.flush()
 
@@ -171,6 +172,10 @@ def test_a_pass_counts_its_inputs(book: Book):
     asyncio.run(main())
     assert book(names.BATCH_SIZE, "reviews") == [4, 2]
     assert book(names.INPUTS, "reviews") == [4, 2]
+    assert book(names.TOKENS, "reviews") == [4, 2]
+    assert book(names.PADDING, "reviews") == []
+    assert len(book(names.QUEUE_SECONDS, "reviews")) == 6
+    assert len(book(names.PASS_SECONDS, "reviews")) == 2
 
 
 def test_a_run_as_its_events_tell_of_it(book: Book):

@@ -187,13 +187,10 @@ def test_bad_requests_are_refused_and_the_replicas_live(served, cluster):
         ("org/reviews", b"{}", 404, "not served"),
     ]
     for name, body, status, said in cases:
-        for base in (f"{cluster.http_url}/models", f"{cluster.http_url}/m"):
-            if base.endswith("/m") and status == 404:
-                continue  # the gateway knows of no /m/...: what Serve has there is reached through HAProxy directly
-            answer = httpx.post(f"{base}/{name}", content=body)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), (base, name)
-            assert said in answer.json()["error"], (name, answer.text)
-            assert answer.json()["error_type"]
+        answer = httpx.post(f"{cluster.http_url}/models/{name}", content=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), name
+        assert said in answer.json()["error"], (name, answer.text)
+        assert answer.json()["error_type"]
     assert httpx.post(served["reviews"], json={"inputs": "still here"}).status_code == 200
     assert replicas(cluster, *TASKS) == before
 
@@ -215,7 +212,7 @@ def test_a_stream_without_end_is_cut_off(served):
 def test_half_a_request_and_a_gone_client_hurt_nobody(served, cluster):
     before = replicas(cluster, "reviews", GATEWAY)
     for _ in range(20):
-        with socket.create_connection((cluster.http_host, cluster.http_port)) as connection:
+        with socket.create_connection((cluster.listen["host"], cluster.listen["port"])) as connection:
             head = b"POST /models/reviews HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n{"
             connection.sendall(head)
     assert httpx.post(served["reviews"], json={"inputs": "a"}).status_code == 200

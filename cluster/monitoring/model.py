@@ -7,12 +7,18 @@ from cluster.monitoring.names import (
     IN_FLIGHT,
     INPUTS,
     LATENCY,
+    LET_GO,
+    LOAD_SECONDS,
+    PADDING,
+    PASS_SECONDS,
+    QUEUE_SECONDS,
     REQUESTS,
     ROLL_BACKS,
     ROLLOUT_AGREEMENT,
     ROLLOUT_LATENCY,
     ROLLOUT_REQUESTS,
     ROLLOUT_WEIGHT,
+    TOKENS,
     TRAINING_LOSS,
     VALIDATION_LOSS,
 )
@@ -134,6 +140,39 @@ REPLICAS = Row(
             "Through the model a second: one request may hold several.",
             "short",
             (Query(rate(INPUTS, "model", _MINE), "inputs"),),
+        ),
+        Panel(
+            "Queue",
+            "From arrival in the replica to the forward pass.",
+            "s",
+            quantiles(QUEUE_SECONDS, _MINE),
+        ),
+        Panel("Forward pass", "How long one takes.", "s", quantiles(PASS_SECONDS, _MINE)),
+        Panel(
+            "Padding",
+            "Share of what the model computes that is padding: inputs of unlike length in one pass.",
+            "percentunit",
+            (
+                Query(
+                    f"({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) / "
+                    f"(({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) + "
+                    f"{rate(TOKENS, 'model', _MINE)})",
+                    "padding",
+                ),
+            ),
+            most=1,
+        ),
+        Panel(
+            "Loads",
+            "In shared copies: how long it took until the model was loaded, each time it was asked for and not there.",
+            "s",
+            quantiles(LOAD_SECONDS, _MINE)[:2],
+        ),
+        Panel(
+            "Let go",
+            "In shared copies: how often the model made room for others.",
+            "short",
+            (Query(f"sum(increase({LET_GO.series}{_MINE}[{WINDOW}]))", "let go"),),
         ),
     ),
 )

@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from serve.gateway.holding import Waiting
 from serve.gateway.wire import Peer
 
 # A replica whose connections broke is left alone until the Keeper has heard of it since then, or for so long.
 SHUNNED_S = 5.0
+# One that was full is not counted on for so long, where others wait.
+FULL_S = 0.2
+UNTOLD = 1_000_000  # requests that a replica takes which does not say
 
 
 class Replica:
@@ -24,8 +28,10 @@ class Replica:
         self.ongoing = 0
         self.facts: Mapping[str, Any] = {}
         self.leaving = False
+        self.lost = False
         self.beat = 0
         self.shunned_until = 0.0
+        self.full_until = 0.0
 
 
 class Directory:
@@ -33,43 +39,48 @@ class Directory:
 
     def __init__(self) -> None:
         self.replicas: dict[str, dict[str, Replica]] = {}
-        self.waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self.waiting = Waiting(self.room)
 
-    def update(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """What the Keeper knows now. A replica that is gone from it gets nothing more; one that is lost (it was heard
-        of no more, and did not say that it leaves) has its connections cut, so that what waits there goes elsewhere."""
+    def update(self, entries: Iterable[Mapping[str, Any]], *, whole: bool = True) -> None:
+        """What the Keeper knows now. A replica that is gone from it gets nothing more, unless the Keeper is so young
+        that it has yet to hear of all there are: then what it does not name is not `whole`.
+
+        One that is lost (it was heard of no more, and did not say that it leaves) gets nothing more either; its
+        connections are cut as soon as another is up, so that what waits there goes to that one. Until then it may still
+        answer what it has.
+        """
         seen: set[str] = set()
         for entry in entries:
             name, key = entry["application"], entry["id"]
             known = self.replicas.setdefault(name, {}).get(key)
-            if entry["state"] == "lost":
-                if known is not None:
-                    known.peer.cut("it is not heard of any more")
-                continue
             if known is None or known.peer.address != entry["address"]:
+                if known is not None:
+                    known.peer.cut("it is at another address now")
                 known = self.replicas[name][key] = Replica(entry)
             seen.add(key)
             known.facts = entry["facts"]
-            known.leaving = entry["state"] == "leaving"
+            # What it said to us itself comes before what the Keeper has heard; none comes back.
+            known.leaving = known.leaving or entry["state"] == "leaving"
+            known.lost = entry["state"] == "lost"
             if entry["beat"] != known.beat:
                 known.beat, known.shunned_until = entry["beat"], 0.0
-            if not known.leaving:
-                for waiter in self.waiting.pop(name, ()):
-                    if not waiter.done():
-                        waiter.set_result(None)
-        for replicas in self.replicas.values():
-            for key in [key for key in replicas if key not in seen]:
-                del replicas[key]
+        for name, replicas in list(self.replicas.items()):
+            if whole:
+                for key in [key for key in replicas if key not in seen]:
+                    gone = replicas.pop(key)
+                    gone.peer.cut("it is gone") if gone.lost else gone.peer.retire()
+            if any(not one.lost and not one.leaving for one in replicas.values()):
+                for one in replicas.values():
+                    if one.lost:
+                        one.peer.cut("it is not heard of any more")
+            if not replicas:
+                del self.replicas[name]
+        self.waiting.admit_all()
 
     def pick(self, application: str, *, avoid: Iterable[str] = (), prefer: str = "") -> Replica | None:
         """The replica with the least in hand, by chance among equals; none of `avoid`. Those that tell in their facts
         that they have `prefer` loaded come first, where one of them is not busy."""
-        now = time.monotonic()
-        fit = [
-            one
-            for one in self.replicas.get(application, {}).values()
-            if not one.leaving and one.shunned_until <= now and one.id not in avoid
-        ]
+        fit = [one for one in self._fit(application) if one.id not in avoid]
         if prefer and (having := [one for one in fit if prefer in one.facts.get("loaded", ())]):
             fit = having
         if len(fit) < 2:
@@ -77,12 +88,32 @@ class Directory:
         least = min(one.ongoing for one in fit)
         return random.choice([one for one in fit if one.ongoing == least])
 
+    def unmet(self, applications: Iterable[str]) -> list[str]:
+        """Those that have had no replica since this gateway started."""
+        return sorted({name for name in applications if name not in self.replicas})
+
     def shun(self, replica: Replica) -> None:
         """Its connection broke: it is most likely dead."""
         replica.shunned_until = time.monotonic() + SHUNNED_S
+        # The Keeper may be away, and tell of nothing: then it is tried again.
+        asyncio.get_running_loop().call_later(SHUNNED_S + 0.01, self.waiting.admit, replica.application)
 
-    def news(self, application: str) -> asyncio.Future[None]:
-        """Done when the Keeper next tells of a replica of an application that takes requests."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting.setdefault(application, []).append(waiter)
-        return waiter
+    def full(self, replica: Replica) -> None:
+        """It has its hands full with what others sent it."""
+        replica.full_until = time.monotonic() + FULL_S
+
+    def room(self, application: str) -> int:
+        """How many more requests the replicas of an application work on if this gateway sends them now: each as many as
+        it takes at a time, shared evenly among the gateways."""
+        now, room = time.monotonic(), 0
+        for one in self._fit(application):
+            if one.full_until <= now:
+                takes = one.facts.get("takes") or UNTOLD
+                room += max(0, -(-takes // self.waiting.sharing) - one.ongoing)
+        return room
+
+    def _fit(self, application: str) -> list[Replica]:
+        """Those that may be asked now."""
+        now = time.monotonic()
+        replicas = self.replicas.get(application, {}).values()
+        return [one for one in replicas if not one.leaving and not one.lost and one.shunned_until <= now]

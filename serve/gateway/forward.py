@@ -3,42 +3,32 @@ safe, held while no replica is up.
 
 What is safe: a request that no replica has seen is always sent again. One that a replica had when it died is sent once
 more, because answering changes nothing, unless the model's file (serve.idempotent) or the client (x-shoal-retry: never)
-says otherwise. Once: a request that kills its replica takes down two of them, not all.
+says otherwise. Once: a request that kills its replica takes down two of them, not all (serve.gateway.suspects).
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve.asgi import Disconnected, Scope, Send
+from serve.asgi import PATIENCE_S, Disconnected, Scope, Send
+from serve.gateway.answer import Answer, Lost
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
-from serve.gateway.wire import Answer, Lost, head
+from serve.gateway.holding import Load, hold
+from serve.gateway.suspects import Suspects, fingerprint
+from serve.gateway.wire import head
 
 # An answer up to this size goes out in one piece.
 WHOLE_BYTES = 1_048_576
-# A client that goes away is looked for once its answer takes longer than this: most don't, and looking costs.
-PATIENCE_S = 0.1
 _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-request-id"))
 _PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
 Headers = tuple[tuple[bytes, bytes], ...]
 Refuse = Callable[[Send, int, str, str, Headers], Awaitable[None]]
-
-
-@dataclass
-class Load:
-    """What one application has at this gateway: `ongoing` with its replicas, `held` while none is up; the rest counts
-    since the gateway started."""
-
-    ongoing: int = 0
-    held: int = 0
-    arrived: int = 0
-    failed: int = 0
-    again: int = 0
 
 
 @dataclass
@@ -52,13 +42,22 @@ class Errand:
     scope: Scope
     send: Send
     refuse: Refuse
+    sent: bool = False
+    """A replica has it, or had it."""
     begun: bool = False
+    mark: str = ""
+    """Its fingerprint, where one was wanted."""
+    asked: float = 0.0
+    """When it was last sent to a replica, by time.perf_counter; 0 before."""
     again: bool = True
     """Whether it may go to a second replica after it was sent to one."""
     held: bool = True
     """Whether it waits where no replica is up; it is refused otherwise."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
+    limit: asyncio.Timeout | None = None
+    held_until: float | None = None
+    """Once it has waited for a replica: until when it may, by the loop's clock."""
 
     @property
     def application(self) -> str:
@@ -71,8 +70,8 @@ class Forwarder:
     def __init__(self, directory: Directory, secret: Callable[[], bytes]) -> None:
         self.directory = directory
         self.secret = secret
+        self.suspects = Suspects()
         self.loads: dict[str, Load] = {}
-        self.max_held = 1024
 
     def load(self, application: str) -> Load:
         if (found := self.loads.get(application)) is None:
@@ -83,62 +82,101 @@ class Forwarder:
         """Answer the client, whatever happens. Raises Disconnected, what the body raises, and Lost where an answer that
         had begun broke off: the connection is cut then, for an answer that ends well would look whole."""
         load = self.load(errand.application)
-        load.arrived += 1
+        load.come()
         # The replica itself answers in time; a second more is for what hangs on the way.
         try:
-            async with asyncio.timeout(errand.model["timeout_s"] + 1):
+            async with asyncio.timeout(errand.model["timeout_s"] + 1) as errand.limit:
                 await self._send(errand, load)
         except TimeoutError:
             load.failed += 1
             if errand.begun:
                 raise
+            if not errand.sent:
+                return await _busy(errand, 5)
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
+        finally:
+            load.gone()
 
     async def _send(self, errand: Errand, load: Load) -> None:
-        body, avoid, again = errand.body, set(), errand.again and self.may_run_twice(errand)
-        message = _head(errand, self.secret())
+        """Once, and where a replica dies with it once more: then in turn with the others that this one took along."""
+        if self.suspects:  # else nothing died lately, and nobody need know these bytes again
+            errand.mark = _mark(errand)
+            if left := self.suspects.seconds_left(errand.mark):
+                await _poison(errand, left)
+                return
+        avoid: set[str] = set()
+        age = await self._round(errand, load, avoid, again=self.may_run_twice(errand))
+        if age is not None:
+            load.again += 1
+            async with self.suspects.alone(errand.application, 2 * age + 0.25):
+                await self._round(errand, load, avoid, again=False, turn=True)
+
+    async def _round(
+        self, errand: Errand, load: Load, avoid: set[str], *, again: bool, turn: bool = False
+    ) -> float | None:
+        """Ask replicas until one has had the request. None: the client has its answer. Else the replica died with it
+        before it answered, after so many seconds, and `again` allows another round."""
+        body, message = errand.body, _head(errand, self.secret())
+        # Whoever comes while others wait has its place behind them.
+        free = not self.directory.waiting.any(errand.application)
         while True:
-            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name)
+            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name) if free else None
             if replica is None:
-                if not errand.held or (avoid and self.directory.pick(errand.application) is not None):
-                    # All that there are were tried, and each had its hands full.
+                if not errand.held:
                     return await _busy(errand, 1)
-                if not await self._hold(errand, load):
-                    return None
-                avoid = set()
+                if free and avoid and self.directory.pick(errand.application) is not None:
+                    # All that there are were tried, and each had its hands full. Who was held was told to wait.
+                    if errand.held_until is None:
+                        return await _busy(errand, 1)
+                    self.directory.waiting.again(errand.application)
+                if (seconds := await hold(errand, load, self.directory.waiting)) is not None:
+                    return await _busy(errand, seconds)
+                avoid.clear()
+                free = True
                 continue
+            began = time.monotonic()
             try:
                 answer = await self._ask(replica, message, errand, load)
                 if answer is None:
+                    if errand.mark:
+                        self.suspects.cleared(errand.mark)
                     return None
-                if answer.status == 503 and (why := answer.get(b"x-shoal")):
-                    # It has not looked at the request: it leaves, or is full.
-                    replica.leaving = replica.leaving or why == b"leaving"
-                    avoid.add(replica.id)
-                    if body.whole is None:
-                        return await _busy(errand, 1)
-                    continue
-                return None
+                # It has not looked at the request: it leaves, is full, or is another one at an address that was free.
+                replica.leaving = replica.leaving or answer.get(b"x-shoal") == b"leaving"
+                if answer.get(b"x-shoal") == b"busy":
+                    self.directory.full(replica)
+                avoid.add(replica.id)
+                if not body.kept:
+                    return await _busy(errand, 1)
             except Lost as lost:
                 if body.fault is not None:
                     raise body.fault from None
-                self.directory.shun(replica)
                 avoid.add(replica.id)
                 if errand.begun:
+                    # Perhaps it ended this one answer alone. Is it dead, the next request finds out and loses nothing.
                     load.failed += 1
                     raise
-                if lost.sent and (not again or body.whole is None):
-                    load.failed += 1
-                    message_ = f"{errand.name}: its replica went away; send the request again"
-                    return await errand.refuse(errand.send, 502, message_, "Unavailable", ())
-                if lost.sent:
-                    again = False
-                    load.again += 1
+                self.directory.shun(replica)
+                if not lost.sent:
+                    if body.kept:
+                        continue
+                    return await _busy(errand, 1)
+                if body.whole is not None:
+                    errand.mark = errand.mark or _mark(errand)
+                    if self.suspects.struck(errand.mark, errand.application, turn=turn) > 1:
+                        load.failed += 1
+                        return await _poison(errand, self.suspects.seconds_left(errand.mark))
+                if again and body.kept:
+                    return time.monotonic() - began
+                load.failed += 1
+                text = f"{errand.name}: its replica went away; send the request again"
+                return await errand.refuse(errand.send, 502, text, "Unavailable", ())
 
     async def _ask(self, replica: Replica, message: bytes, errand: Errand, load: Load) -> Answer | None:
         """Ask one replica and pass its answer back; the answer itself where it was none: 503 and why. None: done."""
         body = errand.body
+        errand.asked = time.perf_counter()
         replica.ongoing += 1
         load.ongoing += 1
         asking: Answer | None = None
@@ -156,60 +194,54 @@ class Forwarder:
 
         watching: asyncio.Task[None] | None = None
 
-        def start() -> None:
-            nonlocal watching
-            if not body.more:
-                watching = asyncio.get_running_loop().create_task(watch())
+        loop = asyncio.get_running_loop()
 
-        timer = asyncio.get_running_loop().call_later(PATIENCE_S, start)
+        def start() -> None:
+            nonlocal watching, timer
+            if body.more:
+                timer = loop.call_later(PATIENCE_S, start)  # it is still coming, and read for the replica
+            else:
+                watching = loop.create_task(watch())
+
+        timer = loop.call_later(PATIENCE_S, start)
+        errand.sent = True
         try:
-            asking = await replica.peer.ask(message, body.stream() if body.whole is None else body.whole)
-            if asking.status == 503 and asking.get(b"x-shoal"):
+            to = b"%bx-shoal-replica: %b\r\n\r\n" % (message, replica.id.encode())
+            asking = await replica.peer.ask(to, body.stream() if body.whole is None else body.whole)
+            if asking.get(b"x-shoal"):
                 await asking.read()
+                errand.sent = False
                 return asking
             errand.answered_by = replica.id
             await _pass_back(asking, errand)
             return None
         except asyncio.CancelledError:
             if gone:
+                if task is not None:
+                    task.uncancel()
                 raise Disconnected from None
             raise
-        except Lost:
+        except Lost as lost:
             if gone:
                 raise Disconnected from None
+            errand.sent = lost.sent
             raise
         finally:
             replica.ongoing -= 1
             load.ongoing -= 1
+            if self.directory.waiting:
+                self.directory.waiting.admit(errand.application)
             timer.cancel()
             if watching is not None:
                 watching.cancel()
             if asking is not None:
                 asking.drop()
 
-    async def _hold(self, errand: Errand, load: Load) -> bool:
-        """Wait until a replica is up; False where the request was answered instead."""
-        if load.held >= self.max_held:
-            await _busy(errand, 5)
-            return False
-        load.held += 1
-        gone = asyncio.ensure_future(errand.body.gone()) if not errand.body.more else None
-        here = self.directory.news(errand.application)
-        try:
-            await asyncio.wait([one for one in (gone, here) if one is not None], return_when=asyncio.FIRST_COMPLETED)
-            if gone is not None and gone.done():
-                raise Disconnected
-            return True
-        finally:
-            load.held -= 1
-            for one in (gone, here):
-                if one is not None:
-                    one.cancel()
-
     def may_run_twice(self, errand: Errand) -> bool:
         """Whether the model's file and the client allow it."""
-        allowed = errand.model.get("idempotent", True)
-        return allowed and (b"x-shoal-retry", b"never") not in errand.scope["headers"]
+        if not errand.again or not errand.model.get("idempotent", True):
+            return False
+        return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
 
 async def _busy(errand: Errand, seconds: int) -> None:
@@ -218,13 +250,32 @@ async def _busy(errand: Errand, seconds: int) -> None:
     await errand.refuse(errand.send, 429, message, "Overloaded", ((b"retry-after", b"%d" % seconds),))
 
 
+async def _poison(errand: Errand, seconds: float) -> None:
+    message = (
+        f"{errand.name}: this request (fingerprint {errand.mark[:12]}) was at work on two replicas as each died; "
+        f"the same bytes are refused for {seconds / 60:.0f} minutes more; send another request, and look into the logs"
+    )
+    await errand.refuse(errand.send, 422, message, "PoisonRequest", ())
+
+
+def _mark(errand: Errand) -> str:
+    scope = errand.scope
+    media = next((value for key, value in scope["headers"] if key == b"content-type"), b"")
+    version = str(errand.model.get("version", "")).encode()
+    parts = (errand.application.encode(), version, errand.route.encode(), scope["query_string"], media)
+    return fingerprint((*parts, errand.body.whole or b""))
+
+
 def _head(errand: Errand, secret: bytes) -> bytes:
+    """But for the line that names the replica, and the empty one."""
     scope = errand.scope
     query = scope["query_string"].decode("latin-1")
     headers = [pair for pair in scope["headers"] if pair[0] in _PASSED_ON]
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
-    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)
+    # Copies that several models share tell them apart by the path.
+    route = errand.model.get("route", "") + errand.route or "/"
+    return head("POST", f"{route}?{query}" if query else route, headers, length)[:-2]
 
 
 @functools.cache
@@ -239,20 +290,22 @@ async def _pass_back(answer: Answer, errand: Errand) -> None:
     headers.append((b"x-shoal-version", printable(errand.model["version"])))
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     send = errand.send
+    if answer.status == 503:
+        await answer.read()
+        return await _busy(errand, 1)
     if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
         # What the server says in its own words where ours found none.
         await answer.read()
-        await errand.refuse(send, 500, f"{errand.name}: the replica failed on this request", "InternalError", ())
-        return
+        text = f"{errand.name}: the replica failed on this request"
+        return await errand.refuse(send, 500, text, "InternalError", ())
     length = answer.length
     if length is not None and length <= WHOLE_BYTES:
         content = await answer.read()
         errand.begun = True
         await send(start)
-        await send({"type": "http.response.body", "body": content})
-        return
+        return await send({"type": "http.response.body", "body": content})
     errand.begun = True
     await send(start)
     async for chunk in answer.chunks():
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    return await send({"type": "http.response.body", "body": b""})

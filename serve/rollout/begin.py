@@ -74,7 +74,7 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
         wanted = _application(spec, model_uri, folder, beside, attempt)
         change.applications[beside] = wanted
     try:
-        run.wait_running(cluster, beside, wait_s, lambda note: progress(stage, 1, 3, note))
+        run.wait_running(cluster, beside, model_uri, wait_s, lambda note: progress(stage, 1, 3, note))
         _wait_up(beside, cluster)
     except BaseException:
         with Change(cluster) as change:

@@ -126,7 +126,7 @@ def _take_over(name: str, cluster: Cluster, found: dict[str, Any], progress: Pro
         wanted["args"]["attempt"] = change.attempt(name)
         change.applications[name] = wanted
     try:
-        run.wait_running(cluster, name, WAIT_S, lambda note: progress(f"roll-out {name}", 1, 3, note))
+        run.wait_running(cluster, name, found["version"], WAIT_S, lambda note: progress(f"roll-out {name}", 1, 3, note))
     except RunFailed as error:
         with Change(cluster) as change:
             if change.before.get(name) == wanted and wanted != before:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 UPSTREAM = """
@@ -59,11 +60,15 @@ def main() -> None:
 
 async def measure(upstream: str, requests: int, rounds: int) -> dict[str, Any]:
     """CPU-microseconds a request of this process: median over rounds, and of the difference in each round."""
-    from serve.gateway import Gateway
+    sys.path.append(str(Path(__file__).parent.parent))
+    from serve_tiny import replicas
+
+    from serve.gateway.app import Gateway
 
     model = {"task": "text-classification", "version": "1", "request": "", "response": "", "timeout_s": 20}
     way = Gateway()
-    way.reconfigure({"models": {"reviews": model}, "upstream": upstream, "public_url": upstream, "max_body_mb": 1})
+    way.learn({"models": {"reviews": model}, "public_url": upstream, "max_body_mb": 1})
+    replicas(way, upstream, "reviews")
     counted, plain = way.requests.measured(way.answer), way.answer
     routed = way.requests.routed
 
@@ -87,8 +92,6 @@ async def measure(upstream: str, requests: int, rounds: int) -> dict[str, Any]:
         without.append(await go(plain))
         way.requests.routed = routed
         differences.append(await go(counted) - without[-1])
-    if way.session is not None:
-        await way.session.close()
     base, more = statistics.median(without), statistics.median(differences)
     return {"without_us": round(base, 1), "metrics_us": round(more, 1), "share": round(more / base, 3)}
 
