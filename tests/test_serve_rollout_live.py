@@ -233,7 +233,7 @@ def test_by_hand_a_second_version_and_one_that_cannot_be_loaded(cluster, folders
         assert rollout(cluster)["id"] == first
         with pytest.raises(RunFailed, match=r"model\.safetensors: not a whole safetensors file"):
             up(cluster, folders["cut"], 3, canary=0.5)
-        assert f"{NAME}_next" not in read(cluster)
+        until(lambda: f"{NAME}_next" not in read(cluster))
         assert rollout(cluster)["reason"] == f"models:/{NAME}/3 is to be tried instead"
         up(cluster, folders["other"], 4, promote="hand")
         assert rollout(cluster)["id"] != first
