@@ -33,7 +33,7 @@ def test_haproxy_takes_the_configuration_and_would_say_what_is_wrong(folder):
     assert checked(folder, text) == ""
     assert "timeout http-request 15000ms" in text
     assert "timeout http-request 2500ms" in configuration(folder, descriptor=3, certificate=None, send_timeout_s=2.5)
-    assert "unknown keyword" in checked(folder, text.replace("option redispatch 1", "option redispach 1"))
+    assert "redispach" in checked(folder, text.replace("option redispatch 1", "option redispach 1"))
     (folder / "431.json").unlink()
     assert "431.json" in checked(folder, text)
 
@@ -75,7 +75,7 @@ def test_a_body_may_take_so_long_and_as_long_again_for_each_portion():
         return paced.size
 
     assert asyncio.run(main([(0, 10), (0.05, 10), (0, 0)], 0.5)) == 20
-    with pytest.raises(TooSlow, match=r"1 bytes in .* http\.send_timeout_s"):
+    with pytest.raises(TooSlow, match=r"1 bytes in .*http\.send_timeout_s"):
         asyncio.run(main([(0, 1), (5, 1)], 0.1))
     with pytest.raises(TooSlow):
         asyncio.run(main([(0.04, 1)] * 50, 0.2))  # none is late by itself
