@@ -29,6 +29,7 @@ from serve.asgi import (
     error_body,
     read_body,
     respond,
+    unless_gone,
 )
 from serve.batch import Batcher
 from serve.host import Host
@@ -78,7 +79,12 @@ class Model:
         if "max_pixels" in config:
             self.handler.max_pixels = config["max_pixels"]
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
+        self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
+
+    async def check_health(self) -> None:
+        """Raises where Serve is to start another replica. Called every few seconds, in the loop that answers."""
+        await self.host.check(self.max_memory_gb)
 
     async def __del__(self) -> None:
         await self.host.close(self.timeout_s)
@@ -118,7 +124,7 @@ class Model:
                 inputs, parameters = await loop.run_in_executor(
                     self.decoder, self.handler.decode_request, body, media, query
                 )
-            outputs = await self.batcher.submit(inputs)
+            outputs = await unless_gone(self.batcher.submit(inputs), receive)
             for output in outputs:
                 if isinstance(output, Exception):
                     raise output

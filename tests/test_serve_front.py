@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from cluster.errors import TooSlow
-from serve.front import answers, configuration
+from serve.front_config import answers, configuration
 from serve.gateway.pace import PORTION, Paced
 
 
@@ -15,6 +15,8 @@ from serve.gateway.pace import PORTION, Paced
 def folder(tmp_path):
     for name, text in answers().items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "retried.lst").write_text("/\n")
+    (tmp_path / "lease.lua").write_text("")
     return tmp_path
 
 
