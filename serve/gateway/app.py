@@ -83,7 +83,7 @@ class Gateway:
         self.learn(config)
         await self._guard(config)
         if not self.tasks:
-            await self._open(config["listen"])
+            await self._open({**config["listen"], "send_timeout_s": self.send_timeout_s})
         with contextlib.suppress(RayError):
             await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
