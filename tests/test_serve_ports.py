@@ -68,7 +68,7 @@ def over_http(port: int) -> str:
 
 def over_grpc(port: int, token: str = "") -> set[str]:
     """The status codes that a gRPC client is answered with by the methods that are there."""
-    metadata = [("authorization", f"Bearer {token}")] if token else []
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     codes = set()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         for method in GRPC_METHODS:
