@@ -17,8 +17,9 @@ from cluster.settings.clusters import RayCluster
 from cluster.settings.inputs import Inputs
 from cluster.settings.kubernetes import Kubernetes
 from cluster.settings.monitoring import Grafana, Prometheus
+from cluster.settings.shared import Shared
 from cluster.spec.load import build, parse_yaml, read_text
-from cluster.spec.section import Section
+from cluster.spec.section import NAME, Section
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a job's command, and for nothing else
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -70,6 +71,8 @@ class Settings(Section):
     clusters: dict[str, RayCluster] = {}
     """Running Ray clusters by the name that `--on` takes."""
     kubernetes: Kubernetes = Kubernetes()
+    shared: dict[Annotated[str, Field(pattern=NAME)], Shared] = {}
+    """Copies that many small models share, by the name that `serve.shared` takes."""
     prometheus: Prometheus = Prometheus()
     grafana: Grafana = Grafana()
     access: Access = Access()

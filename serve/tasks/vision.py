@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from cluster import pictures, weights
+from cluster import pictures
 from cluster.errors import InputError, TooLarge
 from cluster.tasks import TASKS
 from serve.tasks.classes import Function, Parameters, natural_function, parameters, ranked
@@ -27,24 +27,24 @@ class ImageClassification:
     best_five = Parameters(top_k=5)
     max_pixels = 50_000_000  # a replica sets it to inputs.max_pixels
     inline_bytes = 0  # a few bytes can be many pixels: never unpacked where other requests wait for it
+    pads = False
 
-    def setup(self, folder: Path, device: str) -> None:
+    def setup(self, folder: Path, device: str, dtype: str = "auto") -> None:
         """Load a model folder and run it once. Raises InputError where it holds no sound safetensors weights."""
-        import torch
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        weights.inspect(folder)
-        safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-        self.processor = AutoImageProcessor.from_pretrained(folder, **safe)
-        model = AutoModelForImageClassification.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, **safe
-        )
-        self.model = model.to(device).eval()
+        from serve import torch_model
+
+        self.model = model = torch_model.load(AutoModelForImageClassification, folder, device=device, dtype=dtype)
+        self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.device = device
         self.labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
         self.natural: Function = natural_function(model.config)
         self.mode = pictures.mode_of(model.config)
-        self.predict([self._pixels(Image.new(self.mode, (64, 64)))])
+        trial = [self._pixels(Image.linear_gradient("L").convert(self.mode))]
+        torch_model.quicken(model, lambda: np.stack(self.predict(trial)))
+        self.predict(trial)
+        self.bytes = torch_model.size(model)
 
     def decode_request(
         self, body: bytes, content_type: str, query: Mapping[str, str]
@@ -63,12 +63,17 @@ class ImageClassification:
             raise InputError(f"the request is {error.message}; this model takes {self.wants}") from None
         return [self._pixels(picture)], chosen
 
+    def length(self, one: torch.Tensor) -> int:
+        """Tokens: patches of 16 x 16 pixels."""
+        return max(1, one.shape[-1] * one.shape[-2] // 256)
+
     def predict(self, batch: list[torch.Tensor]) -> list[np.ndarray]:
         """Logits, each of shape (labels,), in the order of the batch."""
         import torch
 
         with torch.inference_mode():
-            logits = self.model(pixel_values=torch.stack(batch).to(self.device)).logits
+            pixels = torch.stack(batch).to(self.device, self.model.dtype)
+            logits = self.model(pixel_values=pixels).logits
         return list(logits.float().cpu().numpy())
 
     def encode_response(self, outputs: list[np.ndarray], chosen: Parameters) -> list[dict[str, Any]]:
