@@ -28,11 +28,10 @@ SERVING = {
 
 def listening(http: Http, host: str, port: int) -> dict[str, Any]:
     """What the gateway is told of where to listen."""
-    found = {"host": host, "port": port, "send_timeout_s": http.send_timeout_s}
     if http.certificate is None or http.key is None:
-        return found
+        return {"host": host, "port": port}
     files = {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
-    return {**found, **files}
+    return {"host": host, "port": port, **files}
 
 
 def model_application(

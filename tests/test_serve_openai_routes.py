@@ -234,3 +234,18 @@ def test_a_chat_with_pictures_or_addresses_never_reaches_a_model_of_texts(part, 
     assert error.value.message.startswith(f"messages[0].content[1]: {kind}: chat reads text only")
     body["messages"][0]["content"] = [{"type": "text", "text": "what is at http://example.com?"}, "and more"]
     assert understood(json.dumps(body).encode(), "", MODELS)[0] == "chat"
+
+
+def test_a_body_that_is_parsed_at_the_gateway_is_smaller_than_one_that_is_passed_on(monkeypatch):
+    from serve.gateway import openai_routes
+
+    monkeypatch.setattr(openai_routes, "PARSED_BYTES", 1 << 19)  # of the tests' megabyte
+
+    async def main():
+        async with gateway(echo) as client:
+            body = {"model": "chat", "prompt": "a" * (1 << 19)}
+            answer = await client.post("/v1/completions", json=body)
+            assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+            assert "a request to a language model has" in answer.json()["error"]["message"]
+
+    asyncio.run(main())

@@ -39,7 +39,8 @@ from serve.asgi import (
     respond,
     too_large,
 )
-from serve.front import SLOTS, front
+from serve.front import front
+from serve.front_config import SLOTS
 from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
@@ -84,7 +85,7 @@ class Gateway:
         self.learn(config)
         await self._guard(config)
         if not self.tasks:
-            await self._open(config["listen"])
+            await self._open({**config["listen"], "send_timeout_s": self.send_timeout_s})
         with contextlib.suppress(RayError):
             await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.

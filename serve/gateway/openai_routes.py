@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.engine import TASK
-from cluster.errors import InputError, NotFound, ShoalError
+from cluster.errors import InputError, NotFound, ShoalError, TooLarge
 from serve import chat_parts
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
 from serve.gateway import visit
@@ -24,6 +24,7 @@ from serve.keys.tokens import with_usage
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
 
+PARSED_BYTES = 8 << 20  # two million tokens of text, and more
 GENERATE = ("/v1/chat/completions", "/v1/completions")
 _HERE = "POST /v1/chat/completions and /v1/completions, GET /v1/models and /v1/models/ID are"
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -50,7 +51,7 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
             headers = dict(scope["headers"])
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
-            body = await read_body(headers, receive, max_bytes=gateway.max_bytes)
+            body = await _read(headers, receive, gateway.max_bytes)
             came = visit.of(scope)
             model, body = understood(body, name, came.visible(gateway.models))
             await came.admit(model, gateway.models[model])
@@ -70,6 +71,16 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
         await refuse_error(send, error)
     except Disconnected:
         return
+
+
+async def _read(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
+    """A body that will be parsed here, which takes twenty times its size while it lasts. Raises TooLarge."""
+    try:
+        return await read_body(headers, receive, max_bytes=min(max_bytes, PARSED_BYTES))
+    except TooLarge:
+        if max_bytes <= PARSED_BYTES:
+            raise
+        raise TooLarge(f"a request to a language model has {PARSED_BYTES >> 20} MiB at most; send less") from None
 
 
 def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) -> tuple[str, bytes]:
