@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hosts_netns
@@ -52,7 +52,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def desk(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """A machine outside the cluster, which knows it by its dashboard's address alone."""
-    desk = Desk(tmp_path_factory.mktemp("desk"), hosts)
+    desk = Desk(tmp_path_factory.mktemp("desk"), cast(Any, hosts))
     sentences, labels = train_tiny.texts(300, seed=1, noise=0)
     with (desk.folder / "steady.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(sentences, labels)])
@@ -147,12 +147,11 @@ def story(hosts: Hosts, desk: Desk) -> Story:
         run.reach(60)
         fast = run.rate(30)
         gone = run.somewhere()
-        cut = lost(run, lambda: hosts.cut(gone))
+        cut = lost(run, lambda: hosts.cut(gone), then=lambda: hosts.mend(gone))
 
         # Another is slowed: every step has to wait for its gradients. Meanwhile the first one comes back.
         slowed, seen = run.somewhere(), len(run.told)
         hosts.slow(slowed, kbit=2000)
-        hosts.mend(gone)
         back = hosts.ended(gone)
         hosts.start(gone)
         run.reach(run.step + 20)
@@ -178,10 +177,12 @@ def story(hosts: Hosts, desk: Desk) -> Story:
     return story
 
 
-def lost(run: Run, happens: Callable[[], object]) -> Fault:
+def lost(run: Run, happens: Callable[[], object], then: Callable[[], object] = lambda: None) -> Fault:
+    """Let a host be lost, and do `then` once Ray knows."""
     began = time.monotonic()
     happens()
     dead = began + run.hosts.wait(run.hosts.count - 1)
+    then()
     restarted, event = run.until(lambda event: "resumed" in event, since=began)
     first, _ = run.until(lambda event: "metrics" in event, since=restarted)
     before = max(each["step"] for when, each in run.told if when < restarted and "metrics" in each)
