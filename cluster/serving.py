@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import engine
+from cluster.errors import InputError
 from cluster.settings import Http, settings
 from cluster.spec import Serve, Spec
 
@@ -49,6 +50,11 @@ def model_application(
     model is the file's own.
     """
     serve: Serve = spec.serve
+    if serve.private and settings().access.keys != "required":
+        raise InputError(
+            f"serve.private: true: without keys nobody could ask {spec.name}; write access: {{keys: required}} in "
+            "cluster.yaml, or leave private out"
+        )
     language = spec.task == engine.TASK
     if language and adapters is None:
         adapters = {}
@@ -60,8 +66,9 @@ def model_application(
         # A replica that leaves finishes what it has in hand.
         "graceful_shutdown_timeout_s": serve.request_timeout_s + 5,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
+        # One that hangs is replaced after 3 failures in a row: 15 s at most. The gateways leave it alone after 5.
+        "health_check_period_s": 3,
+        "health_check_timeout_s": 4,
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
         "user_config": {
             "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
@@ -70,6 +77,7 @@ def model_application(
             "max_queued_requests": serve.max_queued_requests,
             "request_timeout_s": serve.request_timeout_s,
             "max_body_mb": settings().http.max_body_mb,
+            "max_memory_gb": serve.max_memory_gb,
         },
     }
     if serve.min_replicas == serve.max_replicas:
@@ -97,7 +105,11 @@ def model_application(
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
         limits = {"timeout_s": serve.request_timeout_s, "max_body_mb": settings().http.max_body_mb}
-        counts = {"max_ongoing_requests": serve.max_ongoing_requests, "max_queued_requests": serve.max_queued_requests}
+        counts = {
+            "max_ongoing_requests": serve.max_ongoing_requests,
+            "max_queued_requests": serve.max_queued_requests,
+            "max_memory_gb": serve.max_memory_gb,
+        }
         options |= {
             "name": "Llm",
             "ray_actor_options": engine.actor_options(spec),
@@ -114,12 +126,18 @@ def model_application(
 
 
 def gateway_application(
-    models: dict[str, Any], *, listen: Mapping[str, Any], public_url: str, attempt: int = 0
+    models: dict[str, Any],
+    *,
+    listen: Mapping[str, Any],
+    public_url: str,
+    attempt: int = 0,
+    home: Path | None = None,
 ) -> dict[str, Any]:
     """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
     `listen` is where clients are listened to ({host, port}, and {certificate, key} with TLS), `public_url` where they
-    reach that; no slash at its end."""
-    http = settings().http
+    reach that; no slash at its end. `home` is where it keeps keys, usage and logs; left out, the $SHOAL_HOME there."""
+    found = settings()
+    http = found.http
     return {
         "name": GATEWAY,
         # No proxy of Serve's runs, and there is one application at each prefix.
@@ -131,15 +149,19 @@ def gateway_application(
             {
                 "name": "Gateway",
                 "num_replicas": http.gateways,
-                "graceful_shutdown_timeout_s": 60,
+                # One that leaves finishes what it has in hand, however long the longest may take.
+                "graceful_shutdown_timeout_s": max([60, *(model["timeout_s"] for model in models.values())]) + 15,
                 "graceful_shutdown_wait_loop_s": 0.1,
-                "health_check_period_s": 5,
-                "health_check_timeout_s": 30,
+                "health_check_period_s": 3,
+                "health_check_timeout_s": 4,
                 "ray_actor_options": {"num_cpus": 0},
                 "user_config": {
                     "listen": dict(listen),
                     "public_url": public_url,
                     "max_body_mb": http.max_body_mb,
+                    "access": found.access.model_dump(),
+                    "request_log": found.request_log.model_dump(),
+                    "home": None if home is None else str(home),
                     "models": models,
                 },
             }

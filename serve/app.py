@@ -30,6 +30,7 @@ from serve.asgi import (
     error_body,
     read_body,
     respond,
+    unless_gone,
 )
 from serve.batch import Batcher
 from serve.host import Host
@@ -76,7 +77,12 @@ class Model:
         self.timeout_s: float = config["request_timeout_s"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         self.batcher.configure(max_batch_size=config["max_batch_size"], wait_s=config["batch_wait_ms"] / 1000)
+        self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
+
+    async def check_health(self) -> None:
+        """Raises where Serve is to start another replica. Called every few seconds, in the loop that answers."""
+        await self.host.check(self.max_memory_gb)
 
     async def __del__(self) -> None:
         await self.host.close(self.timeout_s)
@@ -116,7 +122,7 @@ class Model:
                 inputs, parameters = await loop.run_in_executor(
                     self.decoder, self.handler.decode_request, body, media, query
                 )
-            outputs = await self.batcher.submit(inputs)
+            outputs = await unless_gone(self.batcher.submit(inputs), receive)
             for output in outputs:
                 if isinstance(output, Exception):
                     raise output

@@ -3,9 +3,10 @@ than the work between them."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 from cluster.errors import InputError, RunFailed, ShoalError, TooLarge
 
@@ -14,6 +15,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 JSON = b"application/json"
+
+
+PATIENCE_S = 0.1  # a client that goes away is looked for once its answer takes longer: most don't, and looking costs
+T = TypeVar("T")
 
 
 class Disconnected(Exception):
@@ -39,6 +44,39 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, *, max_bytes:
     if size > max_bytes:
         raise too_large(max_bytes)
     return body if len(chunks) == 1 else b"".join(chunks)
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """The result of `work`, the request's body being read. Raises Disconnected where the client goes away before it is
+    there, and what `work` raises; it is cancelled then, so that nobody computes for nobody."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    watching: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if task is not None:
+            task.cancel()
+
+    def start() -> None:
+        nonlocal watching
+        watching = loop.create_task(watch())
+
+    timer = loop.call_later(PATIENCE_S, start)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task is not None:
+            task.uncancel()
+            raise Disconnected from None
+        raise
+    finally:
+        timer.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 def declared_length(headers: dict[bytes, bytes]) -> int:

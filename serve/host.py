@@ -18,12 +18,16 @@ from typing import Any
 
 import uvicorn
 
+from cluster.errors import RunFailed
 from serve import places
 from serve.asgi import Receive, Scope, Send
-from serve.keeper import BEAT_S, keeper
+from serve.keeper import BEAT_S, ask
 
 # A gateway keeps its connections; this end does not close them under a request that comes.
 _KEEP_ALIVE_S = 86_400
+# How long one that leaves still says so to whoever asks: by then every gateway has heard of it from the Keeper, and
+# nobody sends a request into a connection that is being closed.
+LINGER_S = 1.5
 
 
 class Server(uvicorn.Server):
@@ -68,6 +72,7 @@ class Host:
         address = ray.util.get_node_ip_address()
         self.secret = places.secret()
         self.id = context.replica_id.unique_id
+        self.name = self.id.encode()
         config: dict[str, Any] = {}
         listening: socket.socket | None = None
         if address in ("127.0.0.1", "::1"):
@@ -118,27 +123,46 @@ class Host:
             return
         self.leaving = True
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(_future(keeper().leaving.remote(self.id))), 1)
-        end = time.monotonic() + grace_s
-        while self.ongoing and time.monotonic() < end:
+            await ask("leaving", self.id, within_s=1)
+        began = time.monotonic()
+        while time.monotonic() < began + LINGER_S or (self.ongoing and time.monotonic() < began + grace_s):
             await asyncio.sleep(0.02)
         for task in self.tasks[1:]:
             task.cancel()
         self.server.should_exit = True
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(_future(keeper().bye.remote(self.id))), 1)
+            await ask("bye", self.id, within_s=1)
         if self.address.startswith("/"):
             with contextlib.suppress(OSError):
                 os.unlink(self.address)
+
+    async def check(self, max_memory_gb: float | None) -> None:
+        """Raises RunFailed where this replica is to be replaced: it does not listen any more, or has more than
+        `max_memory_gb` GiB resident, its children included, and none of its siblings is being replaced for it. Serve
+        lets one that fails finish what it has in hand, and starts another meanwhile."""
+        if not self.tasks or self.tasks[0].done():
+            raise RunFailed("it does not listen any more")
+        if max_memory_gb is not None and (used := _resident_mb() / 1024) > max_memory_gb:
+            with contextlib.suppress(Exception):
+                if not await ask("retires", self.id, within_s=1):
+                    return  # its turn comes
+            raise RunFailed(f"serve.max_memory_gb: {max_memory_gb:g}, and {used:.2f} GiB are resident; it is replaced")
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application: who asks, whether there is room, then `app`."""
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1003})
             return
-        given = next((value for name, value in scope["headers"] if name == places.SECRET), b"")
+        given, wanted = b"", b""
+        for name, value in scope["headers"]:
+            if name == places.SECRET:
+                given = value
+            elif name == b"x-shoal-replica":
+                wanted = value
         if not hmac.compare_digest(given, self.secret):
             await _short(send, 401, b"secret")
+        elif wanted and wanted != self.name:
+            await _short(send, 503, b"another")  # whose address this was before it died
         elif self.leaving:
             await _short(send, 503, b"leaving")
         elif self.limit is not None and self.ongoing >= self.limit:
@@ -155,7 +179,9 @@ class Host:
         """Every second, as long as this lives. The Keeper may be away: it is told when it is back."""
         while True:
             with contextlib.suppress(Exception):
-                await _future(keeper().hello.remote(self.said, {**self.facts(), **self._own()}))
+                await ask("hello", self.said, {**self.facts(), **self._own()})
+                if self.leaving:  # a Keeper that was away has not heard of it
+                    await ask("leaving", self.id)
             self.news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_S):
@@ -167,7 +193,7 @@ class Host:
             "ongoing": self.ongoing,
             "answered": self.answered,
             "cpu_s": used.ru_utime + used.ru_stime,
-            "rss_mb": _resident_mb(),
+            "rss_mb": _own_mb(),
         }
 
 
@@ -177,10 +203,18 @@ async def _short(send: Send, status: int, why: bytes) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _future(reference: Any) -> Any:
-    return await reference
+def _own_mb() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    """Of this process and those it started (a language model's engine is one)."""
+    import psutil
+
+    me = psutil.Process()
+    total = me.memory_info().rss
+    for child in me.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            total += child.memory_info().rss
+    return total / 2**20

@@ -7,6 +7,8 @@ within a second: nothing that it holds cannot be lost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ LOST_S = 5.0  # a replica without a word for so long is taken for lost
 GONE_S = 60.0  # and forgotten after so long
 LOOK_S = 1.0  # a gateway that asks what is new is answered within so long
 PACE_S = 0.1  # and not more often than that
+MOST_POISON = 1024
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Entry:
     heard: float
     beat: int = 1
     state: str = "up"  # or "leaving", by its own word, or "lost"
+    retiring: bool = False
 
     def told(self) -> dict[str, Any]:
         return {**self.said, "facts": self.facts, "beat": self.beat, "state": self.state}
@@ -54,7 +58,9 @@ class Keeper:
         self.gateways: dict[str, Looking] = {}
         self.version = 1
         self.began = time.time()
+        self.born = time.monotonic()
         self.changed = asyncio.Event()
+        self.poison: dict[str, float] = {}  # fingerprints of serve.gateway.suspects, and until when
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
@@ -83,12 +89,34 @@ class Keeper:
         if self.entries.pop(key, None) is not None:
             self._news()
 
+    async def retires(self, key: str) -> bool:
+        """Whether a replica that wants to be replaced may be now: one of an application at a time."""
+        mine = self.entries.get(key)
+        if mine is None:
+            return False
+        others = [
+            one
+            for one in self.entries.values()
+            if one is not mine and one.said["application"] == mine.said["application"]
+        ]
+        if any(one.retiring for one in others):
+            return False
+        mine.retiring = True
+        return True
+
     async def look(
-        self, gateway: str, seen: int, load: dict[str, dict[str, float]], models: dict[str, str]
+        self,
+        gateway: str,
+        seen: int,
+        load: dict[str, dict[str, float]],
+        models: dict[str, str],
+        poison: dict[str, float] | None = None,
     ) -> dict[str, Any]:
-        """What a gateway asks again and again, telling its load and its models: the directory, as soon as that is newer
-        than `seen`, or after a second."""
+        """What a gateway asks again and again, telling its load, its models and what it found to be poison (seconds by
+        fingerprint): the directory, as soon as that is newer than `seen`, or after a second. It is `whole` once
+        everybody who is there has had the time to say so."""
         self.gateways[gateway] = Looking(load, models, time.monotonic())
+        self._remember(poison or {})
         until = time.monotonic() + LOOK_S
         while self.version == seen and (left := until - time.monotonic()) > 0:
             self.changed.clear()
@@ -98,7 +126,13 @@ class Keeper:
             except TimeoutError:
                 break
         self._age()
-        return {"version": self.version, "replicas": [entry.told() for entry in self.entries.values()]}
+        now = time.monotonic()
+        return {
+            "version": self.version,
+            "whole": now - self.born > LOST_S,
+            "replicas": [entry.told() for entry in self.entries.values()],
+            "poison": {key: until - now for key, until in self.poison.items() if until > now},
+        }
 
     async def state(self) -> dict[str, Any]:
         """All that is known, for people: replicas, gateways and their loads."""
@@ -116,6 +150,18 @@ class Keeper:
     def _news(self) -> None:
         self.version += 1
         self.changed.set()
+
+    def _remember(self, poison: dict[str, float]) -> None:
+        now = time.monotonic()
+        for key, seconds in poison.items():
+            if key not in self.poison:
+                self.version += 1
+                self.changed.set()
+            self.poison[key] = now + seconds
+        for key in [key for key, until in self.poison.items() if until <= now]:
+            del self.poison[key]
+        while len(self.poison) > MOST_POISON:
+            del self.poison[next(iter(self.poison))]
 
     def _age(self) -> None:
         """Who has not been heard of is lost, then forgotten."""
@@ -140,7 +186,8 @@ def _is_up(node: str) -> bool:
 
 def keeper() -> Any:
     """The actor's handle; the first who asks makes it, on the head, where it is reached as long as Ray itself is. It
-    lives until its cluster ends."""
+    lives until its cluster ends. Asks Ray's control service, and waits for that as long as it is away: a loop uses
+    `ask`."""
     import ray
 
     return (
@@ -157,3 +204,44 @@ def keeper() -> Any:
         )
         .remote()
     )
+
+
+_handles: dict[str, Any] = {}  # by the node that this process is attached to: there is one in a replica's life
+
+
+async def ask(method: str, *arguments: Any, within_s: float = 5) -> Any:
+    """What the Keeper says, without ever stopping the loop: nothing here waits for Ray's control service. Raises
+    TimeoutError, and Ray's own errors while the Keeper is away."""
+    import ray
+    from ray.exceptions import ActorDiedError
+
+    node = ray.get_runtime_context().get_node_id()
+    async with asyncio.timeout(within_s):
+        if node not in _handles:
+            # In a thread of its own, which waits for as long as it must; the next who asks tries another.
+            found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            threading.Thread(target=_find, args=(asyncio.get_running_loop(), found), daemon=True).start()
+            _handles[node] = await found
+        try:
+            return await asyncio.shield(_answer(getattr(_handles[node], method).remote(*arguments)))
+        except ActorDiedError:  # it was killed for good; somebody makes another
+            _handles.pop(node, None)
+            raise
+
+
+def _find(loop: asyncio.AbstractEventLoop, found: asyncio.Future[Any]) -> None:
+    def tell(handle: Any, error: Exception | None) -> None:
+        if not found.done():
+            found.set_exception(error) if error is not None else found.set_result(handle)
+
+    handle, problem = None, None
+    try:
+        handle = keeper()
+    except Exception as error:
+        problem = error
+    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(tell, handle, problem)
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference

@@ -86,14 +86,16 @@ class Llm:
                 except ShoalError as error:
                     log.exception("%s: adapter %s", self.args.name, name)
                     self.faults[name] = error.message
+        self.max_memory_gb: float | None = config.get("max_memory_gb")
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
         if not self.host.tasks:
             await self.host.open()
         self.host.tell()
 
     async def check_health(self) -> None:
-        """Raises where the engine died, so that Serve starts another replica. Called every 10 s."""
+        """Raises where the engine died, so that Serve starts another replica. Called every few seconds."""
         engine = self._running()
+        await self.host.check(self.max_memory_gb)
         await engine.check()
         engine.tell_idle()
 

@@ -62,6 +62,8 @@ def deploy(
         "request": row.request,
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
+        "idempotent": spec.serve.idempotent,
+        **({"private": True} if spec.serve.private else {}),
     }
     stage = f"serve {spec.name}"
     found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if row.name == engine.TASK else None

@@ -171,7 +171,7 @@ def test_a_connection_that_dies_is_tried_once_more():
     asyncio.run(main())
 
 
-def test_a_replica_that_always_dies_is_502_after_two_tries():
+def test_a_request_that_always_kills_is_422_after_two_tries():
     seen = []
 
     async def dying(request):
@@ -181,7 +181,7 @@ def test_a_replica_that_always_dies_is_502_after_two_tries():
     async def main():
         async with gateway(dying) as client:
             answer = await client.post("/models/reviews", content=b"body")
-            assert (answer.status_code, answer.json()["error_type"], len(seen)) == (502, "Unavailable", 2)
+            assert (answer.status_code, answer.json()["error_type"], len(seen)) == (422, "PoisonRequest", 2)
 
     asyncio.run(main())
 

@@ -143,6 +143,15 @@ class Serve(Section):
     """GPUs a copy; a fraction shares one."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
+    idempotent: bool = True
+    """Whether a request may be run a second time where its replica died before it answered: answering changes nothing.
+    With false such a request is answered 502, and the client decides."""
+    max_memory_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """A copy that has grown beyond this is replaced, one at a time and without a failed request; for models that leak.
+    What its whole process tree has resident, in GiB."""
+    private: bool = False
+    """Only keys that name this model see it (`shoal keys create TENANT --model NAME`): it is in no list, and 404 for
+    all others. Wants access.keys: required in cluster.yaml."""
     llm: Llm = Llm()
     """The engine of text-generation."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None

@@ -15,14 +15,18 @@ import fcntl
 import os
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import uvicorn
 from ray import serve
+from ray.exceptions import ActorDiedError, RayError
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, RunFailed, ShoalError
 from cluster.monitoring.record import Requests
+from cluster.settings import home
+from cluster.settings.access import Access, RequestLog
 from serve import places
 from serve.asgi import (
     Disconnected,
@@ -37,12 +41,14 @@ from serve.asgi import (
     too_large,
 )
 from serve.front import SLOTS, front
-from serve.gateway import openai_routes
+from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
-from serve.keeper import PACE_S, keeper
+from serve.keeper import PACE_S, ask
+from serve.keys.gatekeeper import Gatekeeper
+from serve.keys.refusals import Refusal
 from serve.openapi import document
 
 
@@ -58,6 +64,8 @@ class Gateway:
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
+        self.gatekeeper: Gatekeeper | None = None
+        self.rules: dict[str, Any] = {}
 
     def learn(self, config: dict[str, Any]) -> None:
         """The models ({name: {task, version, request, response, timeout_s}}, and `application` where a model is served
@@ -70,18 +78,27 @@ class Gateway:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
         self.learn(config)
+        await self._guard(config)
         if not self.tasks:
             await self._open(config["listen"])
+        with contextlib.suppress(RayError):
+            await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
         with contextlib.suppress(Exception):
             await self._look(-1)
 
     async def check_health(self) -> None:
-        """Raises where this gateway or HAProxy before it does not listen. Called every few seconds."""
+        """Raises where this gateway does not listen any more. Called every few seconds. HAProxy is looked after by its
+        actor: where that died for good, the next look makes another."""
         if self.tasks[0].done():
             raise RunFailed("the gateway does not listen any more")
-        if trouble := await self.front.ready.remote(5):
-            raise RunFailed(f"HAProxy: {trouble}")
+        try:
+            async with asyncio.timeout(3):
+                await asyncio.shield(_answer(self.front.ready.remote(2)))
+        except ActorDiedError:
+            self.front = await asyncio.to_thread(front, self.node, self.listen)
+        except (RayError, TimeoutError):
+            return  # it is on its way back, or Ray's control service is away; HAProxy itself goes on meanwhile
 
     async def __del__(self) -> None:
         """Finish what is under way; HAProxy sees by the socket that goes away that nothing more may come."""
@@ -89,13 +106,18 @@ class Gateway:
             return
         with contextlib.suppress(OSError):
             os.unlink(self.socket)
+        # It looks every half second, and uses the connections that it has until then.
+        await asyncio.sleep(1.5)
         self.server.should_exit = True
+        longest = max([60, *(model["timeout_s"] for model in self.models.values())])
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(asyncio.shield(self.tasks[0]), 60)
+            await asyncio.wait_for(asyncio.shield(self.tasks[0]), longest + 5)
+        if self.gatekeeper is not None:
+            await self.gatekeeper.stop()
         for task in self.tasks[1:]:
             task.cancel()
         with contextlib.suppress(Exception):
-            await keeper().bye.remote(self.id)
+            await ask("bye", self.id, within_s=2)
 
     async def _open(self, listen: dict[str, Any]) -> None:
         """Take a free place behind this node's HAProxy, and see that there is one. Raises RunFailed."""
@@ -127,7 +149,8 @@ class Gateway:
             if serving.done():
                 raise RunFailed(f"the gateway cannot listen on {self.socket}")
             await asyncio.sleep(0.01)
-        self.front = front(ray.get_runtime_context().get_node_id(), listen)
+        self.node, self.listen = ray.get_runtime_context().get_node_id(), listen
+        self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
         self.tasks = [serving, following]
@@ -146,11 +169,35 @@ class Gateway:
     async def _look(self, seen: int) -> int:
         loads = {name: dataclasses.asdict(load) for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
-        told = await keeper().look.remote(self.id, seen, loads, versions)
-        self.directory.update(told["replicas"])
+        suspects = self.forwarder.suspects
+        told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        self.directory.update(told["replicas"], whole=told["whole"])
+        suspects.learn(told["poison"])
         return told["version"]
 
+    async def _guard(self, config: dict[str, Any]) -> None:
+        """Put {access, request_log} of cluster.yaml in force; `home` is $SHOAL_HOME."""
+        rules = {key: config[key] for key in ("access", "request_log", "home") if key in config}
+        if not rules or rules == self.rules:
+            return
+        before = self.gatekeeper
+        fresh = Gatekeeper(
+            Access.model_validate(rules["access"]),
+            RequestLog.model_validate(rules["request_log"]),
+            home=Path(rules["home"]) if rules.get("home") else home(),
+            gateway=secrets.token_hex(8),
+            operator=places.operator(),
+        )
+        await fresh.start()
+        self.gatekeeper, self.rules = fresh, rules
+        if before is not None:
+            await before.stop()
+
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, from who asks to what it came to."""
+        await visit.around(self.gatekeeper, self._answer, _say, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
         if (found := openai_routes.split(path)) is not None:
@@ -158,13 +205,17 @@ class Gateway:
             return
         try:
             if method == "POST" and path.startswith("/models/"):
-                await self.forward(self.find(path[len("/models/") :]), scope, receive, send)
+                name = self.find(path[len("/models/") :], visit.of(scope).visible(self.models))
+                await self.forward(name, scope, receive, send)
             elif path == "/-/ping":
                 await respond(send, 200, b'"pong"')
+            elif path == "/-/ready":
+                waiting = self.directory.unmet(model.get("application", name) for name, model in self.models.items())
+                await respond(send, 503 if waiting else 200, encode({"waiting": waiting}))
             elif path == "/-/state":
                 await self._tell_state(scope, send)
             elif method in ("GET", "HEAD"):
-                await respond(send, 200, encode(self.show(path)))
+                await respond(send, 200, encode(self.show(path, visit.of(scope).visible(self.models))))
             elif path in ("/models", "/health", "/openapi.json") or path.startswith("/models/"):
                 allow = b"GET, POST" if path.startswith("/models/") else b"GET"
                 body = encode({"error": f"{method} {path}: send a {allow.decode()}", "error_type": "MethodNotAllowed"})
@@ -172,31 +223,31 @@ class Gateway:
             else:
                 raise NotFound(_NOWHERE.format(path=path[:200]))
         except ShoalError as error:
-            status, body = error_body(error)
-            await respond(send, status, body)
+            await _say(error, scope, send)
         except Disconnected:
             return
 
-    def find(self, name: str) -> str:
-        """The name, where there is such a model. Raises NotFound, naming the nearest."""
-        if name in self.models:
+    def find(self, name: str, models: dict[str, dict[str, Any]]) -> str:
+        """The name, where there is such a model among those that there are for a client. Raises NotFound, naming the
+        nearest."""
+        if name in models:
             return name
-        if not self.models:
+        if not models:
             raise NotFound(f"model {name[:200]!r}: none is served; `shoal serve FILE` serves one")
-        near = difflib.get_close_matches(name[:200], self.models, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"these are served: {', '.join(sorted(self.models)[:20])}"
+        near = difflib.get_close_matches(name[:200], models, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"these are served: {', '.join(sorted(models)[:20])}"
         raise NotFound(f"model {name[:200]!r} is not served; {hint}")
 
-    def show(self, path: str) -> Any:
+    def show(self, path: str, models: dict[str, dict[str, Any]]) -> Any:
         """What a GET answers. Raises NotFound."""
         if path == "/health":
-            return {"status": "ok", "models": len(self.models)}
+            return {"status": "ok", "models": len(models)}
         if path == "/models":
-            return [self.describe(name) for name in sorted(self.models)]
+            return [self.describe(name) for name in sorted(models)]
         if path == "/openapi.json":
-            return document(self.models)
+            return document(models)
         if path.startswith("/models/"):
-            return self.describe(self.find(path[len("/models/") :]))
+            return self.describe(self.find(path[len("/models/") :], models))
         raise NotFound(_NOWHERE.format(path=path[:200]))
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -206,6 +257,7 @@ class Gateway:
 
     async def forward(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the model's application and its answer back. Bytes are looked at by nobody here."""
+        await visit.of(scope).admit(name, self.models[name])
         if self.models[name]["task"] == TASK:
             raise InputError(f"{name} is a language model; POST /v1/chat/completions or /v1/completions asks it")
         if declared_length(dict(scope["headers"])) > self.max_bytes:
@@ -216,7 +268,8 @@ class Gateway:
     async def pass_on(self, name: str, route: str, body: Body, scope: Scope, send: Send, refuse: Refuse) -> None:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
-        await self.forwarder.send(Errand(name, self.models[name], route, body, scope, send, refuse))
+        errand = visit.of(scope).errand = Errand(name, self.models[name], route, body, scope, send, refuse)
+        await self.forwarder.send(errand)
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""
@@ -224,10 +277,30 @@ class Gateway:
             body = encode({"error": "/-/state: send the cluster's token as a Bearer", "error_type": "Unauthorized"})
             await respond(send, 401, body, ((b"www-authenticate", b"Bearer"),))
             return
-        await respond(send, 200, encode(await keeper().state.remote()))
+        await respond(send, 200, encode(await ask("state")))
+
+
+async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
+    """Answer with an error of ours, in the shape of the route."""
+    if openai_routes.split(scope["path"]) is not None:
+        return await openai_routes.refuse_error(send, error)
+    status, body = error_body(error)
+    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else ())
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
+
+
+def retried(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How the paths begin of requests that may be run again where a gateway died with them: all, unless there are
+    models whose files say that theirs may not be. Routes that name their model in the body are not among them then."""
+    if all(model.get("idempotent", True) for model in models.values()):
+        return ["/"]
+    return sorted(f"/models/{name}/" for name, model in models.items() if model.get("idempotent", True))
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference
 
 
 async def refuse(send: Send, status: int, message: str, kind: str, headers: Headers = ()) -> None:

@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator
 from cluster.errors import ShoalError
 from serve.asgi import Disconnected, Message, Receive, too_large
 
-# A body up to this size is held, so that it can be sent again where a replica dies.
+# A body up to this size is read before a replica is asked.
 HELD_BYTES = 4_194_304
+# And one of which no more than this has gone out can be sent again: a replica that leaves says so before it has had
+# more of it than lies in sockets.
+KEPT_BYTES = 8_388_608
 
 
 class Body:
-    """A request's body: `whole` where it is small, else what is there yet and what streams the rest."""
+    """A request's body: `whole` where it is small, else what is there yet and what streams the rest. `kept`: all of it
+    can be sent again, from the start."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:
         self.receive = receive
@@ -21,6 +25,7 @@ class Body:
         self.chunks: list[bytes] = []
         self.size = 0
         self.more = True
+        self.kept = True
         self.fault: Exception | None = None
 
     @classmethod
@@ -37,16 +42,22 @@ class Body:
     def of(cls, content: bytes, receive: Receive) -> Body:
         """A body that was read already."""
         body = cls(receive, len(content))
-        body.whole, body.more = content, False
+        body.whole, body.more, body.size = content, False, len(content)
         return body
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """All of it, once. A fault is kept in `fault` as well: it is the client's, not the replica's."""
-        yield b"".join(self.chunks)
-        self.chunks.clear()
+        """All of it, from the start. A fault is kept in `fault` as well: it is the client's, not the replica's."""
+        for chunk in [*self.chunks]:
+            yield chunk
         try:
             while self.more:
-                yield await self._next()
+                chunk = await self._next()
+                if self.kept and self.size <= KEPT_BYTES:
+                    self.chunks.append(chunk)
+                else:
+                    self.kept = False
+                    self.chunks.clear()
+                yield chunk
         except (ShoalError, Disconnected) as error:
             self.fault = error
             raise

@@ -3,25 +3,26 @@ safe, held while no replica is up.
 
 What is safe: a request that no replica has seen is always sent again. One that a replica had when it died is sent once
 more, because answering changes nothing, unless the model's file (serve.idempotent) or the client (x-shoal-retry: never)
-says otherwise. Once: a request that kills its replica takes down two of them, not all.
+says otherwise. Once: a request that kills its replica takes down two of them, not all (serve.gateway.suspects).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from serve.asgi import Disconnected, Scope, Send
+from serve.asgi import PATIENCE_S, Disconnected, Scope, Send
+from serve.gateway.answer import Answer, Lost
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
-from serve.gateway.wire import Answer, Lost, head
+from serve.gateway.suspects import Suspects, fingerprint
+from serve.gateway.wire import head
 
 # An answer up to this size goes out in one piece.
 WHOLE_BYTES = 1_048_576
-# A client that goes away is looked for once its answer takes longer than this: most don't, and looking costs.
-PATIENCE_S = 0.1
 _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-request-id"))
 _PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -51,7 +52,13 @@ class Errand:
     scope: Scope
     send: Send
     refuse: Refuse
+    sent: bool = False
+    """A replica has it, or had it."""
     begun: bool = False
+    mark: str = ""
+    """Its fingerprint, where one was wanted."""
+    asked: float = 0.0
+    """When it was last sent to a replica, by time.perf_counter; 0 before."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
 
@@ -66,6 +73,7 @@ class Forwarder:
     def __init__(self, directory: Directory, secret: Callable[[], bytes]) -> None:
         self.directory = directory
         self.secret = secret
+        self.suspects = Suspects()
         self.loads: dict[str, Load] = {}
         self.max_held = 1024
 
@@ -87,12 +95,31 @@ class Forwarder:
             load.failed += 1
             if errand.begun:
                 raise
+            if not errand.sent:
+                return await _busy(errand, 5)
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
 
     async def _send(self, errand: Errand, load: Load) -> None:
-        body, avoid, again = errand.body, set(), self._may_run_twice(errand)
-        message = _head(errand, self.secret())
+        """Once, and where a replica dies with it once more: then in turn with the others that this one took along."""
+        if self.suspects:  # else nothing died lately, and nobody need know these bytes again
+            errand.mark = _mark(errand)
+            if left := self.suspects.seconds_left(errand.mark):
+                await _poison(errand, left)
+                return
+        avoid: set[str] = set()
+        age = await self._round(errand, load, avoid, again=self._may_run_twice(errand))
+        if age is not None:
+            load.again += 1
+            async with self.suspects.alone(errand.application, 2 * age + 0.25):
+                await self._round(errand, load, avoid, again=False, turn=True)
+
+    async def _round(
+        self, errand: Errand, load: Load, avoid: set[str], *, again: bool, turn: bool = False
+    ) -> float | None:
+        """Ask replicas until one has had the request. None: the client has its answer. Else the replica died with it
+        before it answered, after so many seconds, and `again` allows another round."""
+        body, message = errand.body, _head(errand, self.secret())
         while True:
             replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name)
             if replica is None:
@@ -101,39 +128,48 @@ class Forwarder:
                     return await _busy(errand, 1)
                 if not await self._hold(errand, load):
                     return None
-                avoid = set()
+                avoid.clear()
                 continue
+            began = time.monotonic()
             try:
                 answer = await self._ask(replica, message, errand, load)
                 if answer is None:
+                    if errand.mark:
+                        self.suspects.cleared(errand.mark)
                     return None
-                if why := answer.get(b"x-shoal"):
-                    # It has not looked at the request: it leaves, or is full.
-                    replica.leaving = replica.leaving or why == b"leaving"
-                    avoid.add(replica.id)
-                    if body.whole is None:
-                        return await _busy(errand, 1)
-                    continue
-                return None
+                # It has not looked at the request: it leaves, is full, or is another one at an address that was free.
+                replica.leaving = replica.leaving or answer.get(b"x-shoal") == b"leaving"
+                avoid.add(replica.id)
+                if not body.kept:
+                    return await _busy(errand, 1)
             except Lost as lost:
                 if body.fault is not None:
                     raise body.fault from None
-                self.directory.shun(replica)
                 avoid.add(replica.id)
                 if errand.begun:
+                    # Perhaps it ended this one answer alone. Is it dead, the next request finds out and loses nothing.
                     load.failed += 1
                     raise
-                if lost.sent and (not again or body.whole is None):
-                    load.failed += 1
-                    message_ = f"{errand.name}: its replica went away; send the request again"
-                    return await errand.refuse(errand.send, 502, message_, "Unavailable", ())
-                if lost.sent:
-                    again = False
-                    load.again += 1
+                self.directory.shun(replica)
+                if not lost.sent:
+                    if body.kept:
+                        continue
+                    return await _busy(errand, 1)
+                if body.whole is not None:
+                    errand.mark = errand.mark or _mark(errand)
+                    if self.suspects.struck(errand.mark, errand.application, turn=turn) > 1:
+                        load.failed += 1
+                        return await _poison(errand, self.suspects.seconds_left(errand.mark))
+                if again and body.kept:
+                    return time.monotonic() - began
+                load.failed += 1
+                text = f"{errand.name}: its replica went away; send the request again"
+                return await errand.refuse(errand.send, 502, text, "Unavailable", ())
 
     async def _ask(self, replica: Replica, message: bytes, errand: Errand, load: Load) -> Answer | None:
         """Ask one replica and pass its answer back; the answer itself where it was none: 503 and why. None: done."""
         body = errand.body
+        errand.asked = time.perf_counter()
         replica.ongoing += 1
         load.ongoing += 1
         asking: Answer | None = None
@@ -151,27 +187,37 @@ class Forwarder:
 
         watching: asyncio.Task[None] | None = None
 
-        def start() -> None:
-            nonlocal watching
-            if not body.more:
-                watching = asyncio.get_running_loop().create_task(watch())
+        loop = asyncio.get_running_loop()
 
-        timer = asyncio.get_running_loop().call_later(PATIENCE_S, start)
+        def start() -> None:
+            nonlocal watching, timer
+            if body.more:
+                timer = loop.call_later(PATIENCE_S, start)  # it is still coming, and read for the replica
+            else:
+                watching = loop.create_task(watch())
+
+        timer = loop.call_later(PATIENCE_S, start)
+        errand.sent = True
         try:
-            asking = await replica.peer.ask(message, body.stream() if body.whole is None else body.whole)
+            to = b"%bx-shoal-replica: %b\r\n\r\n" % (message, replica.id.encode())
+            asking = await replica.peer.ask(to, body.stream() if body.whole is None else body.whole)
             if asking.get(b"x-shoal"):
                 await asking.read()
+                errand.sent = False
                 return asking
             errand.answered_by = replica.id
             await _pass_back(asking, errand)
             return None
         except asyncio.CancelledError:
             if gone:
+                if task is not None:
+                    task.uncancel()
                 raise Disconnected from None
             raise
-        except Lost:
+        except Lost as lost:
             if gone:
                 raise Disconnected from None
+            errand.sent = lost.sent
             raise
         finally:
             replica.ongoing -= 1
@@ -202,8 +248,9 @@ class Forwarder:
                     one.cancel()
 
     def _may_run_twice(self, errand: Errand) -> bool:
-        allowed = errand.model.get("idempotent", True)
-        return allowed and (b"x-shoal-retry", b"never") not in errand.scope["headers"]
+        if not errand.model.get("idempotent", True):
+            return False
+        return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
 
 async def _busy(errand: Errand, seconds: int) -> None:
@@ -212,13 +259,30 @@ async def _busy(errand: Errand, seconds: int) -> None:
     await errand.refuse(errand.send, 429, message, "Overloaded", ((b"retry-after", b"%d" % seconds),))
 
 
+async def _poison(errand: Errand, seconds: float) -> None:
+    message = (
+        f"{errand.name}: this request (fingerprint {errand.mark[:12]}) was at work on two replicas as each died; "
+        f"the same bytes are refused for {seconds / 60:.0f} minutes more; send another request, and look into the logs"
+    )
+    await errand.refuse(errand.send, 422, message, "PoisonRequest", ())
+
+
+def _mark(errand: Errand) -> str:
+    scope = errand.scope
+    media = next((value for key, value in scope["headers"] if key == b"content-type"), b"")
+    version = str(errand.model.get("version", "")).encode()
+    parts = (errand.application.encode(), version, errand.route.encode(), scope["query_string"], media)
+    return fingerprint((*parts, errand.body.whole or b""))
+
+
 def _head(errand: Errand, secret: bytes) -> bytes:
+    """But for the line that names the replica, and the empty one."""
     scope = errand.scope
     query = scope["query_string"].decode("latin-1")
     headers = [pair for pair in scope["headers"] if pair[0] in _PASSED_ON]
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
-    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)
+    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)[:-2]
 
 
 async def _pass_back(answer: Answer, errand: Errand) -> None:
@@ -228,22 +292,20 @@ async def _pass_back(answer: Answer, errand: Errand) -> None:
     send = errand.send
     if answer.status == 503:
         await answer.read()
-        await _busy(errand, 1)
-        return
+        return await _busy(errand, 1)
     if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
         # What the server says in its own words where ours found none.
         await answer.read()
-        await errand.refuse(send, 500, f"{errand.name}: the replica failed on this request", "InternalError", ())
-        return
+        text = f"{errand.name}: the replica failed on this request"
+        return await errand.refuse(send, 500, text, "InternalError", ())
     length = answer.length
     if length is not None and length <= WHOLE_BYTES:
         content = await answer.read()
         errand.begun = True
         await send(start)
-        await send({"type": "http.response.body", "body": content})
-        return
+        return await send({"type": "http.response.body", "body": content})
     errand.begun = True
     await send(start)
     async for chunk in answer.chunks():
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    return await send({"type": "http.response.body", "body": b""})

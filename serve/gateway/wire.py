@@ -7,28 +7,22 @@ Parsed by httptools, as uvicorn does on the other side. A request costs a quarte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import select
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httptools
 
-# What may lie here unread, of one answer, before its replica has to wait.
-HIGH_WATER = 262_144
+from serve.gateway.answer import Answer, Lost
+
 CONNECT_S = 2.0
+# Connections to one replica that are kept while nothing is asked on them.
+IDLE = 256
+# A replica's host that does not answer the kernel for so long is taken for cut off.
 SILENT_S = 4.0
-Headers = list[tuple[bytes, bytes]]
-
-
-class Lost(Exception):
-    """The connection broke. `sent`: bytes of the request had gone out; `begun`: the answer's head had come."""
-
-    def __init__(self, why: str, *, sent: bool, begun: bool) -> None:
-        super().__init__(why)
-        self.sent = sent
-        self.begun = begun
 
 
 class Peer:
@@ -38,10 +32,11 @@ class Peer:
         self.address = address
         self.idle: list[Connection] = []
         self.busy: set[Connection] = set()
+        self.retired = False
 
     async def ask(self, head: bytes, body: bytes | AsyncIterator[bytes]) -> Answer:
-        """Send a request, and return once the head of its answer is there. Raises Lost, and what `body` raises."""
-        connection = self.idle.pop() if self.idle else await self._connect()
+        """Send a POST, and return once the head of its answer is there. Raises Lost, and what `body` raises."""
+        connection = self._kept() or await self._connect()
         self.busy.add(connection)
         try:
             return await connection.ask(head, body)
@@ -54,12 +49,29 @@ class Peer:
         for connection in [*self.idle, *self.busy]:
             connection.close(why)
 
+    def retire(self) -> None:
+        """Nothing more will be asked: no connection is kept, and those in use end with their answers."""
+        self.retired = True
+        for connection in [*self.idle]:
+            connection.close("it is not needed any more")
+
+    def _kept(self) -> Connection | None:
+        """A kept connection on which nothing has come since: what has could only be its end, or bytes that nobody asked
+        for. A request on such a one would count as sent, and was not."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.quiet():
+                return connection
+            connection.close("it was closed while idle")
+        return None
+
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
                 if self.address.startswith("/"):
-                    _, made = await loop.create_unix_connection(lambda: Connection(self), self.address)
+                    ready = await _unix(self.address)
+                    _, made = await loop.create_unix_connection(lambda: Connection(self), sock=ready)
                 else:
                     host, _, port = self.address.rpartition(":")
                     _, made = await loop.create_connection(lambda: Connection(self), host.strip("[]"), int(port))
@@ -78,48 +90,86 @@ class Connection(asyncio.Protocol):
         self.writable.set()
         self.sent = False
         self.uploaded = True
+        self.interim = False
+        self.paused = False
         self.why = ""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.poll = select.poll()
+        self.poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         if not self.peer.address.startswith("/"):
             _notice_silence(transport.get_extra_info("socket"))
+
+    def quiet(self) -> bool:
+        """Whether it is open, and nothing waits to be read. A system call of half a microsecond."""
+        return not self.transport.is_closing() and not self.poll.poll(0)
 
     async def ask(self, head: bytes, body: bytes | AsyncIterator[bytes]) -> Answer:
         self.answer = answer = Answer(self)
         self.parser = httptools.HttpResponseParser(self)
+        if self.transport.is_closing():
+            raise Lost("it was closed as it opened", sent=False, begun=False)
+        self.sent = True
         if isinstance(body, bytes):
             self.transport.write(head + body)
-            self.sent = True
         else:
             self.uploaded = False
             self.transport.write(head)
-            self.sent = True
-            async for chunk in body:
-                if answer.head.done():
-                    break  # it was refused before all of it had gone out
-                self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b"")
-                await self.writable.wait()
-            else:
-                self.transport.write(b"0\r\n\r\n")
-                self.uploaded = True
+            await self._upload(answer, body)
         await answer.head
         return answer
 
+    async def _upload(self, answer: Answer, body: AsyncIterator[bytes]) -> None:
+        """Send a body as it comes, until all has gone out or the answer is there: one that does not wait for it is a
+        refusal. Raises what `body` raises."""
+
+        async def send() -> None:
+            async for chunk in body:
+                if chunk:
+                    self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                await self.writable.wait()
+            self.transport.write(b"0\r\n\r\n")
+            self.uploaded = True
+
+        sending = asyncio.ensure_future(send())
+        try:
+            await asyncio.wait((sending, answer.head), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not sending.done():
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sending
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            raise error
+
     def data_received(self, data: bytes) -> None:
+        if self.answer is None:
+            return self.close("it says what nobody asked for")
         try:
             self.parser.feed_data(data)
-        except (httptools.HttpParserError, AttributeError):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.close("it does not speak HTTP")
 
+    def on_message_begin(self) -> None:
+        if self.answer is None:
+            self.close("it answers more than once")
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        assert self.answer is not None
-        self.answer.headers.append((name.lower(), value))
+        if self.answer is not None:
+            self.answer.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         answer = self.answer
-        assert answer is not None
-        answer.status = self.parser.get_status_code()
+        if answer is None:
+            return
+        status = self.parser.get_status_code()
+        if status < 200:
+            # "Go on", "early hints": the answer itself comes after it.
+            self.interim = True
+            answer.headers.clear()
+            return
+        answer.status = status
         if not answer.head.done():
             answer.head.set_result(None)
 
@@ -128,16 +178,27 @@ class Connection(asyncio.Protocol):
             self.answer.put(body)
 
     def on_message_complete(self) -> None:
+        if self.interim:
+            self.interim = False
+            return
         answer, self.answer = self.answer, None
+        if answer is None:
+            return
         self.peer.busy.discard(self)
-        if answer is not None:
-            answer.end()
-        if self.uploaded and self.parser.should_keep_alive() and not self.transport.is_closing():
+        answer.end()
+        keep = self.uploaded and self.parser.should_keep_alive() and not self.transport.is_closing()
+        if keep and not self.peer.retired and len(self.peer.idle) < IDLE:
             self.sent = False
-            self.transport.resume_reading()
+            self.flow(True)
             self.peer.idle.append(self)
         else:
-            self.transport.close()
+            self.transport.abort()  # all of the answer is here, and what we had yet to send nobody wants
+
+    def flow(self, wanted: bool) -> None:
+        """Read on, or let the replica wait."""
+        if self.paused == wanted and not self.transport.is_closing():
+            self.paused = not wanted
+            self.transport.resume_reading() if wanted else self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         self.writable.clear()
@@ -148,95 +209,45 @@ class Connection(asyncio.Protocol):
     def close(self, why: str) -> None:
         """Break it; the reason is told to whoever waits."""
         self.why = self.why or why
+        self._forget()  # now, not when the loop gets to it: nobody may take it until then
         self.transport.abort()
 
+    def eof_received(self) -> None:
+        answer = self.answer
+        if answer is not None and answer.status and not answer.framed:
+            # Without a length and chunks an answer ends with its connection (RFC 9112, 6.3).
+            self.answer = None
+            self._forget()
+            answer.end()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self.peer.busy.discard(self)
-        if self in self.peer.idle:
-            self.peer.idle.remove(self)
+        self._forget()
         self.writable.set()
         answer, self.answer = self.answer, None
         if answer is not None:
             answer.fail(Lost(self.why or str(exc or "it went away"), sent=self.sent, begun=answer.status != 0))
 
+    def _forget(self) -> None:
+        self.peer.busy.discard(self)
+        if self in self.peer.idle:
+            self.peer.idle.remove(self)
 
-class Answer:
-    """An answer as it comes: `status` and `headers` (names in small letters), then its body by `read` or `chunks`."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.head: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.status = 0
-        self.headers: Headers = []
-        self.ready: deque[bytes] = deque()
-        self.size = 0
-        self.ended = False
-        self.fault: Lost | None = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    def get(self, name: bytes) -> bytes:
-        """A header's value, or nothing."""
-        return next((value for key, value in self.headers if key == name), b"")
-
-    @property
-    def length(self) -> int | None:
-        """Content-Length, where it says one."""
-        text = self.get(b"content-length")
-        return int(text) if text.isdigit() else None
-
-    async def read(self) -> bytes:
-        """The whole body. Raises Lost."""
-        if self.ended and self.fault is None:
-            return self.ready[0] if len(self.ready) == 1 else b"".join(self.ready)
-        return b"".join([chunk async for chunk in self.chunks()])
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises Lost where it breaks off."""
+async def _unix(path: str) -> socket.socket:
+    """A connected socket. Raises OSError. By hand, for asyncio takes one whose server has no room for it yet (EAGAIN)
+    for connected, and what is written to it for sent."""
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
         while True:
-            while self.ready:
-                chunk = self.ready.popleft() if len(self.ready) == 1 else self._all()
-                if self.size >= HIGH_WATER and not self.ended:
-                    self.connection.transport.resume_reading()
-                self.size = 0
-                yield chunk
-            if self.fault is not None:
-                raise self.fault
-            if self.ended:
-                return
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-
-    def drop(self) -> None:
-        """Not wanted any more: break the connection, so that the replica stops working on it."""
-        if not self.ended:
-            self.connection.close("the client went away")
-
-    def put(self, chunk: bytes) -> None:
-        self.ready.append(chunk)
-        self.size += len(chunk)
-        if self.size >= HIGH_WATER:
-            self.connection.transport.pause_reading()
-        self._wake()
-
-    def end(self) -> None:
-        self.ended = True
-        self._wake()
-
-    def fail(self, fault: Lost) -> None:
-        self.fault, self.ended = fault, True
-        if not self.head.done():
-            self.head.set_exception(fault)
-            self.head.exception()  # looked at, be there somebody who waits or not
-        self._wake()
-
-    def _all(self) -> bytes:
-        joined = b"".join(self.ready)
-        self.ready.clear()
-        return joined
-
-    def _wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+            try:
+                made.connect(path)
+                return made
+            except BlockingIOError:
+                await asyncio.sleep(0.002)
+    except BaseException:
+        made.close()
+        raise
 
 
 def _notice_silence(sock: Any) -> None:
