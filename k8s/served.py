@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster import engine, tasks
+from cluster import engine, scaling, tasks
 from cluster.errors import InputError
 from cluster.serving import model_application
 from cluster.spec import Spec
@@ -22,6 +22,14 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         raise InputError(
             f"serve.llm.onto: {spec.serve.llm.onto}: on Kubernetes every file has an engine of its own; leave it out"
         )
+    if spec.serve.shared:
+        raise InputError(
+            f"serve.shared: {spec.serve.shared}: on Kubernetes every file has copies of its own; leave it out"
+        )
+    if spec.serve.rollout is not None:
+        raise InputError(
+            "serve.rollout: on Kubernetes KubeRay owns what is served, and replaces it as a whole; leave it out"
+        )
     version = f"models:/{spec.name}@champion" if spec.data.train is not None else spec.model
     told = {
         "task": row.name,
@@ -31,6 +39,7 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
         **({"private": True} if spec.serve.private else {}),
+        **scaling.held(spec),
     }
     if row.name != engine.TASK or not engine.adapted(spec):
         application = model_application(spec, model_uri=version, folder=version, attempt=attempt)

@@ -22,6 +22,7 @@ from cluster.errors import RunFailed
 from serve import places
 from serve.asgi import Receive, Scope, Send
 from serve.keeper import BEAT_S, ask
+from serve.scaling import parts
 
 # A gateway keeps its connections; this end does not close them under a request that comes.
 _KEEP_ALIVE_S = 86_400
@@ -42,17 +43,25 @@ class Host:
     """Serves `app` for an application's replica until `close`.
 
     `limit`: requests that may be under way, None for any number; the next is answered 503 with `x-shoal: busy`, and
-    the gateway tries another replica. `facts`: what the replica tells of itself every second, beside what is known
+    the gateway tries another replica. `takes`: as many of them as it works on at a time, and so as many as gateways let
+    go to it of those they held. `facts`: what the replica tells of itself every second, beside what is known
     here. All methods belong to one event loop.
     """
 
     def __init__(
-        self, app: Any, *, version: str, facts: Callable[[], dict[str, Any]] = dict, limit: int | None = None
+        self,
+        app: Any,
+        *,
+        version: str,
+        facts: Callable[[], dict[str, Any]] = dict,
+        limit: int | None = None,
+        takes: int | None = None,
     ) -> None:
         self.app = app
         self.version = version
         self.facts = facts
         self.limit = limit
+        self.takes = takes
         self.ongoing = 0
         self.answered = 0
         self.leaving = False
@@ -93,6 +102,8 @@ class Host:
             "version": self.version,
             "started": time.time(),
         }
+        parts.mark("ready")
+        self.said["parts"] = parts.marks()
         self.server = Server(
             uvicorn.Config(
                 self.answer,
@@ -191,6 +202,7 @@ class Host:
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "ongoing": self.ongoing,
+            "takes": self.takes,
             "answered": self.answered,
             "cpu_s": used.ru_utime + used.ru_stime,
             "rss_mb": _own_mb(),

@@ -20,6 +20,7 @@ from serve.asgi import Message, Receive, Scope, Send, declared_length, too_large
 from serve.gateway.openai_routes import refuse, refuse_error
 from serve.host import Host
 from serve.located import located
+from serve.scaling import parts
 from serve.vllm_engine import Engine, EngineKeys
 
 log = logging.getLogger("ray.serve")
@@ -52,6 +53,7 @@ class Llm:
     """One replica: an engine, and the adapters that `reconfigure` names."""
 
     def __init__(self, args: dict[str, Any]) -> None:
+        parts.begin()
         self.args = LlmArgs.model_validate(args)
         self.engine: Engine | None = None
         self.changing = asyncio.Lock()
@@ -87,6 +89,7 @@ class Llm:
                     log.exception("%s: adapter %s", self.args.name, name)
                     self.faults[name] = error.message
         self.max_memory_gb: float | None = config.get("max_memory_gb")
+        self.host.takes = config["max_ongoing_requests"]
         self.host.limit = config["max_ongoing_requests"] + config["max_queued_requests"]
         if not self.host.tasks:
             await self.host.open()

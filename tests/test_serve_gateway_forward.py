@@ -33,7 +33,7 @@ def entry(name, path, *, state="up", beat=1, application="a"):
 class Client:
     """One request, and what came back."""
 
-    def __init__(self, way, body=b"{}", *, chunks=(), headers=(), timeout_s: float = 5, idempotent=True):
+    def __init__(self, way, body=b"{}", *, chunks=(), headers=(), timeout_s: float = 5, idempotent=True, **model):
         self.messages = []
         self.gone = asyncio.Event()
         self.chunks = list(chunks)
@@ -54,7 +54,7 @@ class Client:
             await send({"type": "http.response.body", "body": json.dumps({"error": message, "kind": kind}).encode()})
 
         self.receive = receive
-        model = {"timeout_s": timeout_s - 1, "idempotent": idempotent, "version": "1"}
+        model = {"timeout_s": timeout_s - 1, "idempotent": idempotent, "version": "1", **model}
         scope = {"query_string": b"", "headers": list(headers)}
         self.errand = Errand("a", model, "", Body.of(body, receive), scope, send, refuse)
         self.way = way
@@ -160,7 +160,7 @@ def test_while_no_replica_is_up_a_request_is_held_and_then_answered(tmp_path):
             assert way.load("a").held == 5
             way.directory.update([entry("good", good.path)])
             assert await asyncio.gather(*waiting) == [200] * 5
-            assert (way.load("a").held, way.directory.waiting.get("a", [])) == (0, [])
+            assert (way.load("a").held, way.directory.waiting.any("a")) == (0, False)
 
     run(main)
 
@@ -168,18 +168,18 @@ def test_while_no_replica_is_up_a_request_is_held_and_then_answered(tmp_path):
 def test_held_too_long_is_429_and_a_client_that_leaves_is_forgotten(tmp_path):
     async def main():
         way = forwarder()
-        client = Client(way, timeout_s=0.2)
-        assert (await client.go(), client.retry_after) == (429, b"5")
+        way.directory.waiting.starts = {"a": 7}  # as the Keeper has it
+        client = Client(way, hold_s=0.2)
+        assert (await client.go(), client.retry_after) == (429, b"7")
         client = Client(way)
         asking = asyncio.create_task(client.go())
         await asyncio.sleep(0.05)
         client.gone.set()
         with pytest.raises(Disconnected):
             await asking
-        assert (way.load("a").held, way.directory.waiting.get("a", [])) == (0, [])
-        way.max_held = 0
-        client = Client(way)
-        assert (await client.go(), client.retry_after) == (429, b"5")
+        assert (way.load("a").held, way.directory.waiting.any("a")) == (0, False)
+        client = Client(way, max_held=0)
+        assert (await client.go(), client.retry_after) == (429, b"7")
 
     run(main)
 

@@ -16,6 +16,14 @@ class Prometheus(Section):
     """Port on the loopback; 0 takes 9090, or the next free one."""
     retention: Annotated[str, Field(pattern=r"^[0-9]+[hdwy]$")] = "15d"
     """How long samples are kept."""
+    url: Annotated[str, Field(pattern=r"^https?://[^ ]+$")] | None = None
+    """Where serve.autoscale.query is asked, e.g. http://prometheus.monitoring:9090. Left out: the one that `shoal
+    monitor up` starts, at `port`."""
+
+    @property
+    def address(self) -> str:
+        """`url`, or where `shoal monitor up` begins to look for a port."""
+        return self.url or f"http://127.0.0.1:{self.port or 9090}"
 
 
 class Grafana(Section):

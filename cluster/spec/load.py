@@ -255,7 +255,7 @@ def _section(model: type[BaseModel], path: tuple[str, ...]) -> type[BaseModel]:
         annotation = model.model_fields[part].annotation
         kinds = (annotation, *get_args(annotation))  # a section, or one that may be left out: "Tune | None"
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-        if get_origin(annotation) is dict:  # of sections, each under a name that the user gave it
+        if get_origin(annotation) in (dict, list):  # of sections, each under a name that the user gave it, or a number
             next(parts, None)
     return model
 

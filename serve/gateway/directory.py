@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from serve.gateway.holding import Waiting
 from serve.gateway.wire import Peer
 
 # A replica whose connections broke is left alone until the Keeper has heard of it since then, or for so long.
 SHUNNED_S = 5.0
+# One that was full is not counted on for so long, where others wait.
+FULL_S = 0.2
+UNTOLD = 1_000_000  # requests that a replica takes which does not say
 
 
 class Replica:
@@ -27,6 +31,7 @@ class Replica:
         self.lost = False
         self.beat = 0
         self.shunned_until = 0.0
+        self.full_until = 0.0
 
 
 class Directory:
@@ -34,7 +39,7 @@ class Directory:
 
     def __init__(self) -> None:
         self.replicas: dict[str, dict[str, Replica]] = {}
-        self.waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self.waiting = Waiting(self.room)
 
     def update(self, entries: Iterable[Mapping[str, Any]], *, whole: bool = True) -> None:
         """What the Keeper knows now. A replica that is gone from it gets nothing more, unless the Keeper is so young
@@ -70,10 +75,7 @@ class Directory:
                         one.peer.cut("it is not heard of any more")
             if not replicas:
                 del self.replicas[name]
-        for name in [name for name in self.waiting if self._fit(name)]:
-            for waiter in self.waiting.pop(name):
-                if not waiter.done():
-                    waiter.set_result(None)
+        self.waiting.admit_all()
 
     def pick(self, application: str, *, avoid: Iterable[str] = (), prefer: str = "") -> Replica | None:
         """The replica with the least in hand, by chance among equals; none of `avoid`. Those that tell in their facts
@@ -93,36 +95,25 @@ class Directory:
     def shun(self, replica: Replica) -> None:
         """Its connection broke: it is most likely dead."""
         replica.shunned_until = time.monotonic() + SHUNNED_S
+        # The Keeper may be away, and tell of nothing: then it is tried again.
+        asyncio.get_running_loop().call_later(SHUNNED_S + 0.01, self.waiting.admit, replica.application)
 
-    def news(self, application: str) -> asyncio.Future[None]:
-        """Done when there is a replica of an application that takes requests: the Keeper has told of one, or one that
-        was shunned is to be tried again, for the Keeper may be away."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        waiting = self.waiting.setdefault(application, [])
-        waiting.append(waiter)
-        shunned = [one for one in self.replicas.get(application, {}).values() if not one.leaving and not one.lost]
-        timer = None
-        if shunned:
-            again = min(one.shunned_until for one in shunned) - time.monotonic()
-            timer = loop.call_later(max(again, 0.01), _wake, waiter)
+    def full(self, replica: Replica) -> None:
+        """It has its hands full with what others sent it."""
+        replica.full_until = time.monotonic() + FULL_S
 
-        def forget(_: object) -> None:
-            if timer is not None:
-                timer.cancel()
-            if waiter in waiting:  # those whose clients left do not pile up until the next news
-                waiting.remove(waiter)
-
-        waiter.add_done_callback(forget)
-        return waiter
+    def room(self, application: str) -> int:
+        """How many more requests the replicas of an application work on if this gateway sends them now: each as many as
+        it takes at a time, shared evenly among the gateways."""
+        now, room = time.monotonic(), 0
+        for one in self._fit(application):
+            if one.full_until <= now:
+                takes = one.facts.get("takes") or UNTOLD
+                room += max(0, -(-takes // self.waiting.sharing) - one.ongoing)
+        return room
 
     def _fit(self, application: str) -> list[Replica]:
         """Those that may be asked now."""
         now = time.monotonic()
         replicas = self.replicas.get(application, {}).values()
         return [one for one in replicas if not one.leaving and not one.lost and one.shunned_until <= now]
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)

@@ -9,6 +9,7 @@ says otherwise. Once: a request that kills its replica takes down two of them, n
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from serve.asgi import PATIENCE_S, Disconnected, Scope, Send
 from serve.gateway.answer import Answer, Lost
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
+from serve.gateway.holding import Load, hold
 from serve.gateway.suspects import Suspects, fingerprint
 from serve.gateway.wire import head
 
@@ -27,18 +29,6 @@ _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-req
 _PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
 Headers = tuple[tuple[bytes, bytes], ...]
 Refuse = Callable[[Send, int, str, str, Headers], Awaitable[None]]
-
-
-@dataclass
-class Load:
-    """What one application has at this gateway: `ongoing` with its replicas, `held` while none is up; the rest counts
-    since the gateway started."""
-
-    ongoing: int = 0
-    held: int = 0
-    arrived: int = 0
-    failed: int = 0
-    again: int = 0
 
 
 @dataclass
@@ -59,8 +49,15 @@ class Errand:
     """Its fingerprint, where one was wanted."""
     asked: float = 0.0
     """When it was last sent to a replica, by time.perf_counter; 0 before."""
+    again: bool = True
+    """Whether it may go to a second replica after it was sent to one."""
+    held: bool = True
+    """Whether it waits where no replica is up; it is refused otherwise."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
+    limit: asyncio.Timeout | None = None
+    held_until: float | None = None
+    """Once it has waited for a replica: until when it may, by the loop's clock."""
 
     @property
     def application(self) -> str:
@@ -75,7 +72,6 @@ class Forwarder:
         self.secret = secret
         self.suspects = Suspects()
         self.loads: dict[str, Load] = {}
-        self.max_held = 1024
 
     def load(self, application: str) -> Load:
         if (found := self.loads.get(application)) is None:
@@ -86,10 +82,10 @@ class Forwarder:
         """Answer the client, whatever happens. Raises Disconnected, what the body raises, and Lost where an answer that
         had begun broke off: the connection is cut then, for an answer that ends well would look whole."""
         load = self.load(errand.application)
-        load.arrived += 1
+        load.come()
         # The replica itself answers in time; a second more is for what hangs on the way.
         try:
-            async with asyncio.timeout(errand.model["timeout_s"] + 1):
+            async with asyncio.timeout(errand.model["timeout_s"] + 1) as errand.limit:
                 await self._send(errand, load)
         except TimeoutError:
             load.failed += 1
@@ -99,6 +95,8 @@ class Forwarder:
                 return await _busy(errand, 5)
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
+        finally:
+            load.gone()
 
     async def _send(self, errand: Errand, load: Load) -> None:
         """Once, and where a replica dies with it once more: then in turn with the others that this one took along."""
@@ -108,7 +106,7 @@ class Forwarder:
                 await _poison(errand, left)
                 return
         avoid: set[str] = set()
-        age = await self._round(errand, load, avoid, again=self._may_run_twice(errand))
+        age = await self._round(errand, load, avoid, again=self.may_run_twice(errand))
         if age is not None:
             load.again += 1
             async with self.suspects.alone(errand.application, 2 * age + 0.25):
@@ -120,15 +118,22 @@ class Forwarder:
         """Ask replicas until one has had the request. None: the client has its answer. Else the replica died with it
         before it answered, after so many seconds, and `again` allows another round."""
         body, message = errand.body, _head(errand, self.secret())
+        # Whoever comes while others wait has its place behind them.
+        free = not self.directory.waiting.any(errand.application)
         while True:
-            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name)
+            replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name) if free else None
             if replica is None:
-                if avoid and self.directory.pick(errand.application) is not None:
-                    # All that there are were tried, and each had its hands full.
+                if not errand.held:
                     return await _busy(errand, 1)
-                if not await self._hold(errand, load):
-                    return None
+                if free and avoid and self.directory.pick(errand.application) is not None:
+                    # All that there are were tried, and each had its hands full. Who was held was told to wait.
+                    if errand.held_until is None:
+                        return await _busy(errand, 1)
+                    self.directory.waiting.again(errand.application)
+                if (seconds := await hold(errand, load, self.directory.waiting)) is not None:
+                    return await _busy(errand, seconds)
                 avoid.clear()
+                free = True
                 continue
             began = time.monotonic()
             try:
@@ -139,6 +144,8 @@ class Forwarder:
                     return None
                 # It has not looked at the request: it leaves, is full, or is another one at an address that was free.
                 replica.leaving = replica.leaving or answer.get(b"x-shoal") == b"leaving"
+                if answer.get(b"x-shoal") == b"busy":
+                    self.directory.full(replica)
                 avoid.add(replica.id)
                 if not body.kept:
                     return await _busy(errand, 1)
@@ -222,33 +229,17 @@ class Forwarder:
         finally:
             replica.ongoing -= 1
             load.ongoing -= 1
+            if self.directory.waiting:
+                self.directory.waiting.admit(errand.application)
             timer.cancel()
             if watching is not None:
                 watching.cancel()
             if asking is not None:
                 asking.drop()
 
-    async def _hold(self, errand: Errand, load: Load) -> bool:
-        """Wait until a replica is up; False where the request was answered instead."""
-        if load.held >= self.max_held:
-            await _busy(errand, 5)
-            return False
-        load.held += 1
-        gone = asyncio.ensure_future(errand.body.gone()) if not errand.body.more else None
-        here = self.directory.news(errand.application)
-        try:
-            await asyncio.wait([one for one in (gone, here) if one is not None], return_when=asyncio.FIRST_COMPLETED)
-            if gone is not None and gone.done():
-                raise Disconnected
-            return True
-        finally:
-            load.held -= 1
-            for one in (gone, here):
-                if one is not None:
-                    one.cancel()
-
-    def _may_run_twice(self, errand: Errand) -> bool:
-        if not errand.model.get("idempotent", True):
+    def may_run_twice(self, errand: Errand) -> bool:
+        """Whether the model's file and the client allow it."""
+        if not errand.again or not errand.model.get("idempotent", True):
             return False
         return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
@@ -282,12 +273,21 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     headers = [pair for pair in scope["headers"] if pair[0] in _PASSED_ON]
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
-    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)[:-2]
+    # Copies that several models share tell them apart by the path.
+    route = errand.model.get("route", "") + errand.route or "/"
+    return head("POST", f"{route}?{query}" if query else route, headers, length)[:-2]
+
+
+@functools.cache
+def printable(version: str) -> bytes:
+    """A version as a header can hold it; there are as many as are served."""
+    return "".join(one if "!" <= one <= "~" else "?" for one in version).encode()
 
 
 async def _pass_back(answer: Answer, errand: Errand) -> None:
     """Send an answer on: in one piece where it is small, else as it comes."""
     headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
+    headers.append((b"x-shoal-version", printable(errand.model["version"])))
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     send = errand.send
     if answer.status == 503:

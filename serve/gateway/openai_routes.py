@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, ShoalError
+from serve import chat_parts
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
 from serve.gateway import visit
 from serve.gateway.body import Body
+from serve.gateway.pace import CUT, CUT_OFF
 from serve.keys.refusals import Refusal
 from serve.keys.tokens import with_usage
 
@@ -86,6 +88,7 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
     if not isinstance(wanted, str) or not wanted:
         raise InputError(f"model: {wanted!r:.80} names no model; GET /v1/models lists them")
     model = find(wanted, models)
+    chat_parts.check(request, model)
     changed = request.get("model") != model
     request["model"] = model
     form = request.get("response_format")
@@ -136,8 +139,15 @@ async def refuse_error(send: Send, error: ShoalError) -> None:
     """The same, of an error of ours."""
     if isinstance(error, Refusal):
         return await refuse(send, error.status, error.message, error.kind, error.headers)
-    return await refuse(send, error.status, error.message, _KINDS.get(error.status, "InternalServerError"))
+    kind = _KINDS.get(error.status, "InternalServerError")
+    return await refuse(send, error.status, error.message, kind, CUT if error.status in CUT_OFF else ())
 
 
 # vLLM's own words for them, so that both say the same.
-_KINDS = {400: "BadRequestError", 404: "NotFoundError", 413: "TooLarge", 503: "ServiceUnavailableError"}
+_KINDS = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    408: "RequestTimeout",
+    413: "TooLarge",
+    503: "ServiceUnavailableError",
+}
