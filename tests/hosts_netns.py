@@ -33,6 +33,8 @@ HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    # And a node that cannot reach the head ends itself after so many seconds; 60 by default.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }
 
 
@@ -156,7 +158,7 @@ class Hosts:
             time.sleep(0.02)
         return killed
 
-    def ended(self, number: int, patience_s: float = 30) -> float:
+    def ended(self, number: int, patience_s: float = 90) -> float:
         """Until nothing of Ray runs on a host any more; the seconds it took."""
         began = time.monotonic()
         self._rays[number].wait(patience_s)

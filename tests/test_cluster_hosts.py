@@ -11,23 +11,22 @@ import hmac
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 import hosts_netns
 import httpx
 import pytest
 import train_tiny
-from hosts_netns import HTTP, Hosts
+from hosts_load import ROW, Felt, Load, Served, felt
+from hosts_netns import Hosts
+from hosts_run import Fault, Run, lost
 from test_cluster_submit_jobs import Desk
 
 from cluster.registry import Registry
-from train import events
 
 pytestmark = pytest.mark.slow
 
@@ -52,75 +51,12 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def desk(hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """A machine outside the cluster, which knows it by its dashboard's address alone."""
-    desk = Desk(tmp_path_factory.mktemp("desk"), hosts)
+    desk = Desk(tmp_path_factory.mktemp("desk"), cast(Any, hosts))
     sentences, labels = train_tiny.texts(300, seed=1, noise=0)
     with (desk.folder / "steady.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *zip(sentences, labels)])
     (desk.folder / "steady.yaml").write_text(STEADY)
     return desk
-
-
-class Run:
-    """A training run that somebody watches by its file of events: `told` is when (seconds) what was written."""
-
-    def __init__(self, hosts: Hosts, name: str) -> None:
-        self.hosts, self._name = hosts, name
-        self.told: list[tuple[float, dict[str, Any]]] = []
-        self._over = threading.Event()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def close(self) -> None:
-        self._over.set()
-        self._reader.join()
-
-    def _read(self) -> None:
-        offset = 0
-        while not self._over.wait(0.02):
-            for folder in (self.hosts.home / "runs").glob(f"{self._name}-*"):
-                found, offset = events.read(folder, offset)
-                self.told += [(time.monotonic(), event) for event in found]
-
-    def until(self, right: Any, *, since: float, patience_s: float = 150) -> tuple[float, dict[str, Any]]:
-        """The first event since then that is right, and when it was."""
-        end = time.monotonic() + patience_s
-        while time.monotonic() < end:
-            for when, event in list(self.told):
-                if when >= since and right(event):
-                    return when, event
-            time.sleep(0.05)
-        raise TimeoutError(f"{self.told[-3:]}\n{self.hosts.tails()}")
-
-    def reach(self, step: int) -> None:
-        self.until(lambda event: "metrics" in event and event["step"] >= step, since=0)
-
-    @property
-    def step(self) -> int:
-        return next(event["step"] for _, event in reversed(self.told) if "step" in event)
-
-    def rate(self, last: int) -> float:
-        """Steps a second over the last so many points of the curve."""
-        points = [(when, event["step"]) for when, event in self.told if "metrics" in event][-last:]
-        return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
-
-    def somewhere(self) -> int:
-        """A host other than the head that has a worker."""
-        workers = {n: [p.name() for p in self.hosts.processes(n)] for n in range(2, self.hosts.count + 1)}
-        return next(n for n, names in workers.items() if any("RayTrainWorker" in name for name in names))
-
-
-@dataclass
-class Fault:
-    """What a lost host cost a run, seconds by part and steps that were done again."""
-
-    seen: float  # until Ray gave the host up
-    restarted: float  # from then until the workers were there again, with the last checkpoint
-    step: float  # from then until a step was done
-    again: int
-
-    @property
-    def whole(self) -> float:
-        return self.seen + self.restarted + self.step
 
 
 @dataclass
@@ -147,12 +83,11 @@ def story(hosts: Hosts, desk: Desk) -> Story:
         run.reach(60)
         fast = run.rate(30)
         gone = run.somewhere()
-        cut = lost(run, lambda: hosts.cut(gone))
+        cut = lost(run, lambda: hosts.cut(gone), then=lambda: hosts.mend(gone))
 
         # Another is slowed: every step has to wait for its gradients. Meanwhile the first one comes back.
         slowed, seen = run.somewhere(), len(run.told)
         hosts.slow(slowed, kbit=2000)
-        hosts.mend(gone)
         back = hosts.ended(gone)
         hosts.start(gone)
         run.reach(run.step + 20)
@@ -176,16 +111,6 @@ def story(hosts: Hosts, desk: Desk) -> Story:
     story = Story(json.loads(text.splitlines()[-1]), cut, back, killed, fast, slow, failures)
     show(story)
     return story
-
-
-def lost(run: Run, happens: Callable[[], object]) -> Fault:
-    began = time.monotonic()
-    happens()
-    dead = began + run.hosts.wait(run.hosts.count - 1)
-    restarted, event = run.until(lambda event: "resumed" in event, since=began)
-    first, _ = run.until(lambda event: "metrics" in event, since=restarted)
-    before = max(each["step"] for when, each in run.told if when < restarted and "metrics" in each)
-    return Fault(dead - began, restarted - dead, first - restarted, before - event["resumed"])
 
 
 def show(story: Story) -> None:
@@ -254,108 +179,6 @@ def one_host(desk: Desk, model: Path, folder: Path, **train: Any) -> dict[str, f
     return metrics
 
 
-ROW = {"sepal length": [5.1], "sepal width": [3.5], "petal length": [1.4], "petal width": [0.2]}
-HELD_UP_S = 1.0  # a request that takes longer felt what happened
-
-
-class Load:
-    """Clients outside the cluster that ask one after the other, and what each request came to: (begun, ended, "" or
-    what was wrong with the answer)."""
-
-    def __init__(self, url: str, clients: int = 8) -> None:
-        self._url = url
-        self.rows: list[tuple[float, float, str]] = []
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self._over.wait(0.02):
-                begun = time.monotonic()
-                try:
-                    answer = client.post(self._url, json={"table": ROW})
-                    wrong = "" if answer.text == '["setosa"]' else f"{answer.status_code} {answer.text[:200]}"
-                except httpx.HTTPError as error:
-                    wrong = repr(error)
-                self.rows.append((begun, time.monotonic(), wrong))
-
-
-@dataclass
-class Felt:
-    """What the clients felt of one event: of `requests` so many failed; seconds."""
-
-    event: str
-    requests: int
-    failed: list[str]
-    p99: float
-    longest: float
-    over: float  # until nobody's request was held up or failed any more
-    again: int  # had been with a replica that was lost, and went to another one
-
-    def line(self) -> str:
-        times = f"{self.p99 * 1000:8.0f} {self.longest:10.2f} {self.over:8.1f}"
-        figures = f"{self.requests:9} {len(self.failed):7} {self.again:6} {times}"
-        return f"{self.event:26} {figures}"
-
-
-def felt(event: str, load: Load, since: float, again: int) -> Felt:
-    rows = [row for row in list(load.rows) if row[1] >= since]
-    took = sorted(ended - begun for begun, ended, _ in rows)
-    late = [begun - since for begun, ended, wrong in rows if wrong or ended - begun > HELD_UP_S]
-    failed = [wrong for _, _, wrong in rows if wrong]
-    return Felt(event, len(rows), failed, took[int(len(took) * 0.99)], took[-1], max([0.0, *late]), again)
-
-
-class Served:
-    """The flowers, served from outside on all three hosts, and what the Keeper says of them."""
-
-    def __init__(self, hosts: Hosts, desk: Desk) -> None:
-        self.hosts = hosts
-        copies = ["serve.min_replicas=3", "serve.max_replicas=3"]
-        self.up = desk.json("up", "flowers.yaml", *copies, "--on", "other")
-        self.url: str = self.up["url"]
-        self.entrance = urlsplit(self.url).hostname
-
-    def state(self) -> dict[str, Any]:
-        token = {"Authorization": f"Bearer {self.hosts.token_file.read_text()}"}
-        return httpx.get(f"http://{self.entrance}:{HTTP}/-/state", headers=token, trust_env=False, timeout=10).json()
-
-    def replicas(self) -> list[dict[str, Any]]:
-        return [one for one in self.state()["replicas"] if one["application"] == "flowers"]
-
-    def again(self) -> int:
-        """How many requests have been sent to a second replica so far."""
-        return sum(one["load"].get("flowers", {}).get("again", 0) for one in self.state()["gateways"].values())
-
-    def wait(self, *, without: str = "", patience_s: float = 120) -> float:
-        """Until three replicas are up, that one not among them; the seconds it took."""
-        began = time.monotonic()
-        while time.monotonic() - began < patience_s:
-            up = [one["id"] for one in self.replicas() if one["state"] == "up"]
-            if len(up) == 3 and without not in up:
-                return time.monotonic() - began
-            time.sleep(0.2)
-        raise TimeoutError(f"{self.replicas()}\n{self.hosts.tails()}")
-
-    def victim(self) -> tuple[int, str]:
-        """A host with a replica that is neither the head nor where clients come in, and the replica's id."""
-        for one in self.replicas():
-            number = int(one["host"].rpartition(".")[2])
-            if number != 1 and one["host"] != self.entrance and one["state"] == "up":
-                return number, one["id"]
-        raise AssertionError(self.replicas())
-
-
 @pytest.fixture(scope="module")
 def served(hosts: Hosts, desk: Desk) -> Served:
     served = Served(hosts, desk)
@@ -396,11 +219,8 @@ def faults(hosts: Hosts, served: Served) -> dict[str, Felt]:
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
         found[event] = felt(event, load, began, served.again() - again)
 
-    def replaced() -> None:
-        dead = hosts.wait(2)
-        notes.append(
-            f"Ray gives the host up after {dead:.1f} s, another replica is up {served.wait(without=old):.1f} s later"
-        )
+    def given_up() -> None:
+        notes.append(f"Ray gives the host up after {hosts.wait(2):.1f} s")
 
     def back() -> None:
         hosts.mend(number)
@@ -418,14 +238,14 @@ def faults(hosts: Hosts, served: Served) -> dict[str, Felt]:
             "a cable out for a second", 5, lambda: hosts.cut(number), lambda: time.sleep(1), lambda: hosts.mend(number)
         )
         assert old in [one["id"] for one in served.replicas() if one["state"] == "up"]
-        during("a host cut off", 12, lambda: hosts.cut(number), replaced)
+        during("a host cut off", 12, lambda: hosts.cut(number), given_up)
         during("it is back", 8, back)
-        served.wait()
+        notes.append(f"a replica is up on it {served.wait(without=old):.1f} s after that")
         number, old = served.victim()
         during("a host at 64 kbit/s", 8, lambda: hosts.slow(number, kbit=64))
         hosts.quicken(number)
         time.sleep(2)
-        during("a host killed", 12, lambda: hosts.kill(number), replaced)
+        during("a host killed", 12, lambda: hosts.kill(number), given_up)
     hosts.start(number)
     print(f"\n{'event':26} {'requests':>9} {'failed':>7} {'again':>6} {'p99, ms':>8} {'longest, s':>10} {'over, s':>8}")
     print("\n".join([*(one.line() for one in found.values()), *notes]))
