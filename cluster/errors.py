@@ -40,6 +40,25 @@ class TooLarge(InputError):
     status = 413
 
 
+class TooSlow(InputError):
+    """A request did not come in time."""
+
+    status = 408
+
+
+class TooMany(ShoalError):
+    """A queue or an allowance is full. `retry_after_s` is when to try again."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[ShoalError], tuple[str, int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self), (self.message, self.retry_after_s)
+
+
 class RunFailed(ShoalError):
     """The input was fine and the run failed all the same."""
 

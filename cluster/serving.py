@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster import engine, scaling
 from cluster.errors import InputError
-from cluster.settings import Http, settings
+from cluster.settings import Http, Shared, settings
 from cluster.spec import Serve, Spec
 
 # No model can have this name: names have no underscore.
@@ -50,11 +50,7 @@ def model_application(
     model is the file's own.
     """
     serve: Serve = spec.serve
-    if serve.private and settings().access.keys != "required":
-        raise InputError(
-            f"serve.private: true: without keys nobody could ask {spec.name}; write access: {{keys: required}} in "
-            "cluster.yaml, or leave private out"
-        )
+    check(spec)
     language = spec.task == engine.TASK
     if language and adapters is None:
         adapters = {}
@@ -70,15 +66,7 @@ def model_application(
         "health_check_period_s": 3,
         "health_check_timeout_s": 4,
         "ray_actor_options": {"num_cpus": serve.num_cpus, "num_gpus": serve.num_gpus},
-        "user_config": {
-            "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
-            "batch_wait_ms": serve.batch_wait_ms,
-            "max_ongoing_requests": serve.max_ongoing_requests,
-            "max_queued_requests": serve.max_queued_requests,
-            "request_timeout_s": serve.request_timeout_s,
-            "max_body_mb": settings().http.max_body_mb,
-            "max_memory_gb": serve.max_memory_gb,
-        },
+        "user_config": {**batching(serve), "max_memory_gb": serve.max_memory_gb},
     }
     options |= scaling.replicas(spec, version=model_uri)
     args: dict[str, Any] = {
@@ -88,6 +76,7 @@ def model_application(
         "folder": folder,
         "device": "cuda" if serve.num_gpus > 0 else "cpu",
         "attempt": attempt,
+        "dtype": serve.dtype,
     }
     if language:
         args = engine.args(spec, version=model_uri, folder=folder, attempt=attempt)
@@ -109,6 +98,84 @@ def model_application(
         "args": args,
         "logging_config": QUIET,
         "deployments": [options],
+    }
+
+
+def check(spec: Spec) -> None:
+    """Refuse keys of `serve` that the task can make nothing of. Raises InputError."""
+    serve = spec.serve
+    if serve.private and settings().access.keys != "required":
+        raise InputError(
+            f"serve.private: true: without keys nobody could ask {spec.name}; write access: {{keys: required}} in "
+            "cluster.yaml, or leave private out"
+        )
+    if serve.dtype != "auto" and spec.task == engine.TASK:
+        raise InputError(f"serve.dtype: {serve.dtype}: a language model's arithmetic is serve.llm.dtype; leave it out")
+    if serve.dtype != "auto" and spec.task.startswith("tabular-"):
+        raise InputError(f"serve.dtype: {serve.dtype}: scikit-learn's arithmetic is its own; leave it out")
+    if serve.shared and spec.task == engine.TASK:
+        raise InputError(f"serve.shared: {serve.shared}: a language model has an engine of its own; leave it out")
+
+
+def shared_name(name: str) -> str:
+    """The application of the copies that cluster.yaml has under `shared.<name>`. No model can have this name."""
+    return f"_shared-{name}"
+
+
+def shared_model(spec: Spec, *, model_uri: str, folder: str, attempt: int = 0) -> dict[str, Any]:
+    """What shared copies are told of one of their models. Another `attempt` has it loaded again."""
+    serve = spec.serve
+    return {
+        "task": spec.task,
+        "version": model_uri,
+        "folder": folder,
+        "dtype": serve.dtype,
+        "attempt": attempt,
+        "config": batching(serve),
+    }
+
+
+def shared_application(
+    name: str, shared: Shared, models: Mapping[str, dict[str, Any]], *, attempt: int = 0
+) -> dict[str, Any]:
+    """The application of shared copies. Its models (see `shared_model`) are `user_config`: they change live."""
+    longest = max((model["config"]["request_timeout_s"] for model in models.values()), default=60.0)
+    return {
+        "name": shared_name(name),
+        "route_prefix": f"/m/{shared_name(name)}",
+        "import_path": "serve.shared:build",
+        "args": {"name": name, "device": "cuda" if shared.num_gpus > 0 else "cpu", "attempt": attempt},
+        "logging_config": QUIET,
+        "deployments": [
+            {
+                "name": "Shared",
+                "num_replicas": shared.replicas,
+                "graceful_shutdown_timeout_s": longest + 5,
+                "graceful_shutdown_wait_loop_s": 0.1,
+                "health_check_period_s": 3,
+                "health_check_timeout_s": 4,
+                "ray_actor_options": {"num_cpus": shared.num_cpus, "num_gpus": shared.num_gpus},
+                "user_config": {
+                    "memory_mb": shared.memory_mb,
+                    "max_ongoing_requests": shared.max_ongoing_requests,
+                    "models": dict(models),
+                },
+            }
+        ],
+    }
+
+
+def batching(serve: Serve) -> dict[str, Any]:
+    """What changes in a model that is served without a restart: batching, queue, time and size limits."""
+    return {
+        "max_batch_size": min(serve.max_batch_size, serve.max_ongoing_requests),
+        "max_batch_tokens": serve.max_batch_tokens,
+        "batch_wait_ms": serve.batch_wait_ms,
+        "max_ongoing_requests": serve.max_ongoing_requests,
+        "max_queued_requests": serve.max_queued_requests,
+        "request_timeout_s": serve.request_timeout_s,
+        "max_body_mb": settings().http.max_body_mb,
+        "max_pixels": settings().inputs.max_pixels,
     }
 
 
@@ -149,6 +216,7 @@ def gateway_application(
                     "access": found.access.model_dump(),
                     "request_log": found.request_log.model_dump(),
                     "home": None if home is None else str(home),
+                    "send_timeout_s": http.send_timeout_s,
                     "models": models,
                 },
             }

@@ -22,6 +22,14 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         raise InputError(
             f"serve.llm.onto: {spec.serve.llm.onto}: on Kubernetes every file has an engine of its own; leave it out"
         )
+    if spec.serve.shared:
+        raise InputError(
+            f"serve.shared: {spec.serve.shared}: on Kubernetes every file has copies of its own; leave it out"
+        )
+    if spec.serve.rollout is not None:
+        raise InputError(
+            "serve.rollout: on Kubernetes KubeRay owns what is served, and replaces it as a whole; leave it out"
+        )
     version = f"models:/{spec.name}@champion" if spec.data.train is not None else spec.model
     told = {
         "task": row.name,

@@ -11,9 +11,11 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from serve.rollout.watch import Watch
 from serve.scaling.report import Report
 from serve.scaling.scaler import TICK_S, Copy, Scaler
 
@@ -57,7 +59,8 @@ class Looking:
 class Keeper:
     """The actor. All methods run in its one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_up: Callable[[str], bool] | None = None) -> None:
+        self.is_up = is_up or _is_up
         self.entries: dict[str, Entry] = {}
         self.gateways: dict[str, Looking] = {}
         self.version = 1
@@ -69,9 +72,13 @@ class Keeper:
         self.decided = asyncio.Event()
         self.report = Report()
         self.ticking: asyncio.Task[None] | None = None
+        self.watch = Watch()
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
+        entry = self.entries.get(said["id"])
+        if (entry is None or entry.state == "lost") and not await asyncio.to_thread(self.is_up, said["node"]):
+            return  # its host was cut off and is back: Ray and Serve have given it up, and it ends in a moment
         entry = self.entries.get(said["id"])
         if entry is None:
             entry = self.entries[said["id"]] = Entry(said, facts, time.monotonic())
@@ -171,8 +178,12 @@ class Keeper:
                 break
         return self.scaler.wanted()
 
+    async def rollouts(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What a gateway tells of its roll-outs, and what is decided of them; see Watch.hear."""
+        return self.watch.hear(gateway, told)
+
     async def state(self) -> dict[str, Any]:
-        """All that is known, for people: replicas, gateways and their loads."""
+        """All that is known, for people: replicas, gateways and their loads, roll-outs."""
         self._age()
         now = time.monotonic()
         return {
@@ -183,6 +194,7 @@ class Keeper:
                 for name, one in sorted(self.gateways.items())
             },
             "scaling": self.scaler.show(),
+            "rollouts": self.watch.told(),
         }
 
     def _tick(self) -> None:
@@ -264,9 +276,17 @@ def _copy(entry: Entry) -> Copy:
     return Copy(entry.said["id"], entry.said["application"], entry.said["version"], entry.facts)
 
 
+def _is_up(node: str) -> bool:
+    """Whether a node is one of the cluster, as Ray knows it."""
+    import ray
+
+    return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+
 def keeper() -> Any:
-    """The actor's handle; the first who asks makes it. It lives until its cluster ends. Asks Ray's control service, and
-    waits for that as long as it is away: a loop uses `ask`."""
+    """The actor's handle; the first who asks makes it, on the head, where it is reached as long as Ray itself is. It
+    lives until its cluster ends. Asks Ray's control service, and waits for that as long as it is away: a loop uses
+    `ask`."""
     import ray
 
     return (
@@ -277,6 +297,7 @@ def keeper() -> Any:
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
+            resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
             max_concurrency=10_000,
         )

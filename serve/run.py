@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from cluster import engine, scaling, tasks
+from cluster import attached, engine, scaling, tasks
 from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
-from serve import language
+from serve import language, sharing
 from serve.applications import Change, read
+from serve.rollout.entry import INNER, NEXT, of
 from serve.state import state
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Endpoint:
     state: str = "RUNNING"
     replicas: int = 0
     message: str = ""
+    rollout: dict[str, Any] | None = None
+    """The new version beside this one, or how its roll-out ended; see serve.rollout.entry."""
 
 
 def deploy(
@@ -72,6 +76,8 @@ def deploy(
     with Change(cluster) as change:
         if found is not None:
             place = language.place(spec, found, change, described)
+        elif spec.serve.shared:
+            place = sharing.place(spec, change, described, model_uri=model_uri, folder=folder.resolve())
         else:
             attempt = change.attempt(spec.name)
             wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
@@ -85,11 +91,18 @@ def deploy(
     length = 0
     try:
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
-        _wait_running(cluster, name, place.wanted["args"]["version"], wait_s, lambda note: progress(stage, 1, 3, note))
+        version = place.wanted["args"].get("version")
+        wait_running(cluster, name, version, wait_s, lambda note: progress(stage, 1, 3, note))
+        cluster = _entered(cluster)
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
+        if spec.serve.shared:
+            _wait_tried(cluster, name, place.name, place.tag, wait_s)
     except BaseException:
-        _take_back(cluster, name, place.wanted, before)
+        if spec.serve.shared:
+            sharing.take_out(cluster, place, before)
+        else:
+            _take_back(cluster, name, place.wanted, before)
         raise
 
     # Only now the gateway tells of it.
@@ -101,6 +114,12 @@ def deploy(
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
     _wait_gateway(cluster, place.name, lambda version: version == model_uri)
+    if found is None:
+        # It may have been served elsewhere before: by itself, or in other copies.
+        with Change(cluster) as change:
+            sharing.drop(change.applications, place.name, but=name)
+            if name != place.name:
+                change.applications.pop(place.name, None)
     progress(stage, 3, 3, "answering")
     return find(place.name, cluster)
 
@@ -122,25 +141,38 @@ def remove(name: str, cluster: Cluster) -> None:
     application, _, adapter = name.partition(":")
     # First nobody is sent there any more, then it goes.
     with Change(cluster) as change:
-        gone = {name} if adapter else {key for key, model in change.models().items() if _of(key, model) == application}
+        shares = next((key for key, one in change.before.items() if name in sharing.models(one)), "")
+        own = {key for key, model in change.models().items() if _of(key, model) == application}
+        gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
         _wait_gateway(cluster, key, lambda version: version is None)
     with Change(cluster) as change:
-        if not adapter:
+        if shares:
+            sharing.drop(change.applications, name)
+        elif not adapter:
             change.applications.pop(application, None)
+            change.applications.pop(application + NEXT, None)
         elif application in change.before:
             change.applications[application] = language.without(change.before[application], name)
+        left = shares in change.applications
     if adapter:
         _wait_adapters(cluster, application, name, None)
-    while not adapter and application in read(cluster):
+    elif left:
+        _wait_tried(cluster, shares, name, None, wait_s=120)
+    gone = {shares} if shares else {application, application + NEXT}
+    while not adapter and not left and gone & set(read(cluster)):
         time.sleep(POLL_S)
 
 
 def endpoints(cluster: Cluster) -> list[Endpoint]:
     """Every model that is served or being started, by name."""
     found = read(cluster)
-    return [one for name in sorted(found) if name != GATEWAY for one in _endpoints(cluster, name, found[name])]
+    names = [name for name in found if name != GATEWAY and not name.endswith(NEXT)]
+    listed = [one for name in names for one in _endpoints(cluster, name, found[name])]
+    rollouts = _rollouts(found.get(GATEWAY))
+    listed = [replace(one, rollout=rollouts[one.name]) if one.name in rollouts else one for one in listed]
+    return sorted(listed, key=lambda one: one.name)
 
 
 def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict[str, Any] | None) -> None:
@@ -154,7 +186,7 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
             change.applications.pop(name)
 
 
-def _wait_running(cluster: Cluster, name: str, version: str, wait_s: float, note: Callable[[str], None]) -> None:
+def wait_running(cluster: Cluster, name: str, version: str | None, wait_s: float, note: Callable[[str], None]) -> None:
     """Until replicas run; or none need to, for the version has been up and is idle. Raises RunFailed."""
     began = time.monotonic()
     message = ""
@@ -172,7 +204,7 @@ def _wait_running(cluster: Cluster, name: str, version: str, wait_s: float, note
     raise RunFailed(f"{name}: no replica answered within {wait_s:g} s: {message or 'it was still loading'}")
 
 
-def _idle(cluster: Cluster, name: str, version: str) -> bool:
+def _idle(cluster: Cluster, name: str, version: str | None) -> bool:
     """Whether an application has no replica because nobody asks it, and not because it never had one."""
     told, _ = state(cluster)
     known = told["scaling"].get(name) if told is not None else None
@@ -199,10 +231,41 @@ def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | Non
     raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
 
 
+def _wait_tried(cluster: Cluster, application: str, name: str, key: str | None, wait_s: float) -> None:
+    """Until every shared copy knows a model of this key and has tried to load it (None: has let go of it). Raises
+    RunFailed with what a copy says."""
+    end = time.monotonic() + wait_s
+    said = ""
+    while time.monotonic() < end:
+        told, said = state(cluster)
+        facts = [one["facts"] for one in up(told, application)]
+        tried = [one for one in facts if one["tried"].get(name) == key]
+        for one in tried:
+            if key is not None and name in one["faults"]:
+                raise RunFailed(f"{name}: {one['faults'][name]}")
+        if tried and len(tried) >= _running_replicas(read(cluster)[application]):
+            return
+        said = said or f"{len(tried)} of {len(facts)} copies know of it"
+        time.sleep(POLL_S / 4)
+    raise RunFailed(f"{name}: its shared copies did not take it up, or let it go, within {wait_s:g} s: {said}")
+
+
 def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
     """The replicas of an application that take requests, of what `state` told."""
     replicas = told["replicas"] if told is not None else []
     return [one for one in replicas if one["application"] == application and one["state"] == "up"]
+
+
+def _entered(cluster: Cluster, wait_s: float = 120) -> Cluster:
+    """The cluster with the URL of a gateway that runs: which of several hosts have one is Serve's choice."""
+    if urlsplit(cluster.http_url).hostname in ("127.0.0.1", "::1"):
+        return cluster
+    end = time.monotonic() + wait_s
+    while (gateway := read(cluster).get(GATEWAY)) and gateway["status"] != "RUNNING" and time.monotonic() < end:
+        if gateway["status"] == "DEPLOY_FAILED":
+            raise RunFailed(f"the gateway did not start: {_message(gateway)}")
+        time.sleep(POLL_S)
+    return replace(cluster, http_url=attached.entrance(cluster.dashboard_url, cluster.token).url)
 
 
 def _wait_gateway(cluster: Cluster, name: str, right: Callable[[str | None], bool], wait_s: float = 120) -> None:
@@ -229,18 +292,29 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
     args = config.get("args", {})
     adapters = language.loaded(config)
     versions = {name: args.get("version", ""), **{key: adapter["version"] for key, adapter in adapters.items()}}
+    shared = sharing.models(config)
+    if shared:
+        versions = {key: model["version"] for key, model in shared.items()}
     return [
         Endpoint(
             name=key,
             url=f"{cluster.http_url}/models/{key}",
             version=version,
-            task=args.get("task", ""),
+            task=shared[key]["task"] if shared else args.get("task", ""),
             state=details["status"],
             replicas=_running_replicas(details),
             message="" if details["status"] == "RUNNING" else _message(details),
         )
         for key, version in versions.items()
     ]
+
+
+def _rollouts(gateway: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The roll-outs in the gateway's configuration, by model."""
+    config = (gateway or {}).get("deployed_app_config") or {"deployments": [{}]}
+    models = (config["deployments"][0].get("user_config") or {}).get("models", {})
+    found = {name: of(model) for name, model in models.items()}
+    return {name: {key: one[key] for key in one if key not in INNER} for name, one in found.items() if one is not None}
 
 
 def _of(key: str, model: dict[str, Any]) -> str:

@@ -172,6 +172,10 @@ def test_a_pass_counts_its_inputs(book: Book):
     asyncio.run(main())
     assert book(names.BATCH_SIZE, "reviews") == [4, 2]
     assert book(names.INPUTS, "reviews") == [4, 2]
+    assert book(names.TOKENS, "reviews") == [4, 2]
+    assert book(names.PADDING, "reviews") == []
+    assert len(book(names.QUEUE_SECONDS, "reviews")) == 6
+    assert len(book(names.PASS_SECONDS, "reviews")) == 2
 
 
 def test_a_run_as_its_events_tell_of_it(book: Book):

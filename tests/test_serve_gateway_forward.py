@@ -310,7 +310,8 @@ def test_what_kills_two_replicas_is_poison_and_its_neighbours_live(tmp_path):
                 server.dead = True
             for _ in range(30):
                 if getattr(server, "dead", False):
-                    return writer.transport.abort()
+                    writer.transport.abort()
+                    return
                 await asyncio.sleep(0.005)
             writer.write(OK)
 

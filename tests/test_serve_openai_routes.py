@@ -212,3 +212,40 @@ def test_an_answer_that_breaks_off_does_not_look_whole():
 
     asyncio.run(run("slow"))
     asyncio.run(run("dead"))
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ({"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data/"}}, "image_url"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, "image_url"),
+        ({"image_url": "http://127.0.0.1:8265/"}, "image_url"),  # vLLM guesses the type
+        ({"type": "text", "text": "a", "video_url": "file:///etc/passwd"}, "video_url"),
+        ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, "input_audio"),
+        ({"type": "audio_url", "audio_url": {"url": "http://a/"}}, "audio_url"),
+        ({"type": "file", "file": {"file_id": "a"}}, "file"),
+        ({"type": ["text"]}, "['text']"),
+    ],
+)
+def test_a_chat_with_pictures_or_addresses_never_reaches_a_model_of_texts(part, kind):
+    body = {"model": "chat", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]}
+    with pytest.raises(InputError) as error:
+        understood(json.dumps(body).encode(), "", MODELS)
+    assert error.value.message.startswith(f"messages[0].content[1]: {kind}: chat reads text only")
+    body["messages"][0]["content"] = [{"type": "text", "text": "what is at http://example.com?"}, "and more"]
+    assert understood(json.dumps(body).encode(), "", MODELS)[0] == "chat"
+
+
+def test_a_body_that_is_parsed_at_the_gateway_is_smaller_than_one_that_is_passed_on(monkeypatch):
+    from serve.gateway import openai_routes
+
+    monkeypatch.setattr(openai_routes, "PARSED_BYTES", 1 << 19)  # of the tests' megabyte
+
+    async def main():
+        async with gateway(echo) as client:
+            body = {"model": "chat", "prompt": "a" * (1 << 19)}
+            answer = await client.post("/v1/completions", json=body)
+            assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+            assert "a request to a language model has" in answer.json()["error"]["message"]
+
+    asyncio.run(main())

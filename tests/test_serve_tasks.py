@@ -68,7 +68,37 @@ def test_texts_of_different_length_do_not_change_each_other(text, folders):
     expected = [("a", None), ("a much longer text than that", None), ("one half", "the other")]
     for answer, (first, second) in zip(answers, expected, strict=True):
         scores = tiny.bert_scores(folders["text"], first, second)
-        assert {one["label"]: one["score"] for one in answer} == pytest.approx(scores, abs=1e-4)
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_text_is_cut_into_the_tokens_that_its_tokenizer_makes(text, folders):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folders["text"])
+    values = ["one two", "", {"text": "a b", "text_pair": "c"}, {"text": "long " * 400, "text_pair": "too " * 400}]
+    inputs, _ = text.decode_request(json.dumps({"inputs": values}).encode(), "", {})
+    for one, value in zip(inputs, values, strict=True):
+        first, second = (value, None) if isinstance(value, str) else (value["text"], value["text_pair"])
+        expected = tokenizer(first, second, truncation=True, max_length=512)
+        assert one.ids.tolist() == expected["input_ids"]
+        assert one.types.tolist() == expected["token_type_ids"]
+        assert text.length(one) == len(expected["input_ids"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_tokenizer_in_python_and_padding_on_its_side(text, folders, side):
+    slow = _ready(TextClassification(), folders["text"])
+    slow.fast = None
+    slow.tokenizer.padding_side = side
+    texts = ["a", "a longer text", "mid"]
+    inputs, _ = slow.decode_request(json.dumps({"inputs": texts}).encode(), "", {})
+    padded = slow._padded(inputs)
+    expected = slow.tokenizer(texts, padding=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert padded[name].tolist() == expected[name].tolist()
+    alone = slow._padded(inputs[:1])
+    assert "attention_mask" not in alone
+    assert alone["input_ids"].shape == (1, 3)
 
 
 def test_text_parameters_choose_how_many_labels_and_which_function(text):
@@ -175,6 +205,14 @@ def test_image_refuses(image, value, said):
     assert said in refused(image, value)
 
 
+def test_a_picture_is_as_long_as_its_pixels(image):
+    data = io.BytesIO()
+    tiny.picture(4, (300, 200)).save(data, "PNG")
+    (one,), _ = image.decode_request(data.getvalue(), "", {})
+    assert one.shape == (3, 32, 32)
+    assert image.length(one) == 4
+
+
 def test_half_a_picture_is_refused(image):
     data = io.BytesIO()
     tiny.picture(4, (300, 300)).save(data, "JPEG")
@@ -216,6 +254,7 @@ def test_tables_of_several_requests_come_back_apart(table):
     frame, _ = tiny.iris()
     both = table.predict([frame.iloc[:2], frame.iloc[100:103]])
     assert both == [["setosa", "setosa"], ["virginica"] * 3]
+    assert table.length(frame.iloc[:7]) == 7
 
 
 def test_a_missing_value_is_filled_as_in_training(table):

@@ -17,6 +17,7 @@ import pytest
 import train_tiny as tiny
 
 from cluster import connect, embedded, settings
+from cluster.accounts import Usage
 from cluster.errors import InputError
 from cluster.registry import Registry
 
@@ -141,6 +142,10 @@ def test_the_same_again_is_found_not_trained(world: Any, unbroken: Any) -> None:
     other = tiny.spec(world.model, name="unbroken", **{**LONG, "seed": 1})
     assert key(spec, world.data) != key(other, world.data)
     assert finished(other, world.data, world.registry) is None
+    # Its two workers' seconds are counted with what requests use, and nothing for what was found.
+    ((slot, counts),) = Usage().rows(model="unbroken")
+    assert (slot.tenant, slot.key, slot.verb, counts.requests, counts.failed) == ("local", "", "train", 1, 0)
+    assert unbroken.seconds < counts.compute_seconds < 2 * unbroken.seconds
 
 
 @slow

@@ -20,6 +20,7 @@ from test_cluster_up import FLOWERS, write_iris
 from test_train_run import workers
 
 from cluster import connect
+from cluster.accounts import Usage
 from cluster.errors import RunFailed
 from cluster.registry import Registry
 from cluster.spec import Spec
@@ -179,6 +180,9 @@ def test_a_failed_trial_is_counted_and_a_sweep_of_failures_fails(world: Any) -> 
     by = {row.values["train.precision"]: row for row in went.done.rows}
     assert {name: row.status for name, row in by.items()} == {"float32": "finished", "float16": "failed"}
     assert by["float16"].error.startswith("train.precision: float16 needs a GPU")
+    ((slot, counts),) = Usage().rows(model="failing")
+    assert (slot.verb, counts.requests, counts.failed) == ("tune", 2, 1), "trials are counted as what they are"
+    assert counts.compute_seconds > 0
     assert any("float16 needs a GPU" in line for line in went.said)
     assert any("the space holds 2 different trials, fewer than tune.trials: 5" in line for line in went.said)
 

@@ -30,6 +30,8 @@ VERBS = {
     "serve": "Serve the models of one or more files",
     "up": "All of it: plan, train, evaluate, register, serve; only what changed",
     "predict": "Ask a model that is served",
+    "bench": "Load a served model and measure it, alone or against another server",
+    "rollout": "Watch, promote or abort a new version that is tried beside the old one",
     "status": "What is running: the cluster, runs and endpoints",
     "logs": "Print the logs of a run, a model or the cluster",
     "stop": "End a run on a cluster (`--on`)",

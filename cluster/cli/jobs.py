@@ -60,16 +60,19 @@ def status(jobs: Jobs, run: str | None) -> tuple[dict[str, Any], str]:
         value = described(job) | {"last": _last_line(jobs.logs(run))}
         lines = [f"{key:<9}{value[key]}" for key in value if value[key] not in (None, "")]
         return value, "\n".join(lines)
+    from cluster.cli import rollout
     from serve.run import endpoints
 
     target, versions = jobs.target, jobs.versions()
-    served = [vars(endpoint) for endpoint in endpoints(reached(target))]
+    there = reached(target)
+    served = rollout.joined([vars(endpoint) for endpoint in endpoints(there)], there)
     runs = [described(job) for job in jobs.jobs()[:20]]
     value = {"cluster": {"name": target.name, "dashboard": target.address, **versions}, "runs": runs}
     lines = [f"cluster  {target.address}  Ray {versions['ray']}  Python {versions['python']}"]
     if served:
         rows = [[row["name"], row["task"], row["state"], row["replicas"], row["version"], row["url"]] for row in served]
         lines += ["", table(["served", "task", "state", "replicas", "version", "url"], rows)]
+        lines += [f"roll-out  {row['name']}: {rollout.words(row['rollout'])}" for row in served if row["rollout"]]
     if runs:
         rows = [[row["run"], row["status"], row["user"], row["seconds"], (row["started"] or "")[:19]] for row in runs]
         lines += ["", table(["run", "status", "user", "seconds", "started"], rows)]

@@ -17,13 +17,14 @@ from cluster.cli.output import Output
 def command(words: Sequence[str], as_json: bool) -> None:
     """Serve the model of each FILE, and leave it serving; other models are not touched.
 
-    A file with training data serves its champion (`shoal models`); any other serves its `model` as it stands.
+    A file with training data serves its champion (`shoal models`); any other serves its `model` as it stands. With
+    serve.rollout another version than the one that serves is tried beside it first (`shoal rollout`).
 
     \b
       shoal serve reviews.yaml digits.yaml
       shoal serve reviews.yaml serve.max_replicas=4
     """
-    from cluster.cli import stages
+    from cluster.cli import rollout, stages
     from cluster.registry import Registry
     from cluster.spec import load
 
@@ -41,6 +42,11 @@ def command(words: Sequence[str], as_json: bool) -> None:
         for spec in specs:
             with stages.only_one(spec.name):
                 endpoint = stages.serve(spec, cluster, registry, out, journal)
-            served.append({"name": endpoint.name, "url": endpoint.url, "version": endpoint.version})
-        text = "\n".join(f"{row['name']}  {row['url']}  {row['version']}" for row in served)
+            row = {"name": endpoint.name, "url": endpoint.url, "version": endpoint.version}
+            served.append({**row, "rollout": endpoint.rollout} if endpoint.rollout else row)
+        lines = []
+        for row in served:
+            lines.append(f"{row['name']}  {row['url']}  {row['version']}")
+            lines += [f"  roll-out  {rollout.words(row['rollout'])}"] if "rollout" in row else []
+        text = "\n".join(lines)
         out.result({"endpoints": served, "seconds": journal.seconds}, f"{text}\nstop with: shoal down [NAME]")

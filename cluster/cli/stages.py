@@ -120,7 +120,8 @@ def train(spec: Spec, prepared: Prepared, registry: Registry, out: Output, journ
 def evaluate(
     spec: Spec, prepared: Prepared, trained: Trained, registry: Registry, out: Output, journal: Journal
 ) -> Version:
-    """Judge a run and make it a version, unless that is done. Raises GateNotMet where a gated metric falls short."""
+    """Judge a run and make it a version, unless that is done: the champion, or with serve.rollout the candidate. Raises
+    GateNotMet where a gated metric falls short."""
     from train import score
 
     key = _digest(trained.run_id, spec.evaluate.model_dump(), prepared.digest, score.code())
@@ -159,8 +160,9 @@ def _accept(spec: Spec, trained: Trained, registry: Registry, out: Output, journ
     kept = (*kept, "shoal.sweep", "shoal.trial", "shoal.tuned")  # of the best trial of a sweep
     tags = {key: run.tags[key] for key in kept if key in run.tags}
     tags |= {"shoal.task": spec.task, "shoal.base_model": spec.model}
-    version = registry.register(spec.name, trained.run_id, metrics=metrics, tags=tags)
-    out.say(f"registered {version.uri}, champion of {spec.name}")
+    candidate = spec.serve.rollout is not None
+    version = registry.register(spec.name, trained.run_id, metrics=metrics, tags=tags, candidate=candidate)
+    out.say(f"registered {version.uri}, {' and '.join(version.aliases)} of {spec.name}")
     return version
 
 
@@ -170,12 +172,13 @@ def judged(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def served_model(spec: Spec, registry: Registry) -> tuple[str, Path]:
-    """What `serve` serves for a file: the champion where the file trains one, else its `model`. A name and a folder."""
+    """What `serve` serves for a file: the champion where the file trains one, with serve.rollout the candidate where
+    there is one; else its `model`. A name and a folder."""
     from cluster.registry import resolve
 
     tasks.servable(spec)
     if spec.data.train is not None:
-        version = registry.version(spec.name, alias="champion")
+        version = candidate(spec, registry) or registry.version(spec.name, alias="champion")
         return version.uri, version.folder
     reference = spec.model_ref()
     if reference.kind == "estimator":
@@ -188,11 +191,24 @@ def served_model(spec: Spec, registry: Registry) -> tuple[str, Path]:
     return spec.model, resolve(reference, registry)
 
 
+def candidate(spec: Spec, registry: Registry) -> Version | None:
+    """The version that a file with serve.rollout has waiting to be tried."""
+    if spec.serve.rollout is None:
+        return None
+    return next((one for one in registry.versions(spec.name) if "candidate" in one.aliases), None)
+
+
 def serve(spec: Spec, cluster: Cluster, registry: Registry, out: Output, journal: Journal) -> Endpoint:
-    """Deploy what `served_model` names; nothing happens where exactly that is being served."""
-    from serve.run import deploy
+    """Deploy what `served_model` names; nothing happens where exactly that is being served. A candidate is tried beside
+    the champion, which is served first where it is not."""
+    from serve.rollout.begin import deploy
+    from serve.run import endpoints
 
     with journal.stage("serve"):
+        tried = candidate(spec, registry) if spec.data.train is not None else None
+        if tried is not None and spec.name not in {one.name for one in endpoints(cluster)}:
+            champion = registry.version(spec.name)
+            deploy(spec, model_uri=champion.uri, folder=champion.folder, cluster=cluster, progress=out.progress)
         uri, folder = served_model(spec, registry)
         return deploy(spec, model_uri=uri, folder=folder, cluster=cluster, progress=out.progress)
 

@@ -9,6 +9,7 @@ import click
 
 from cluster.cli.options import as_json, file_and_overrides, on_cluster
 from cluster.cli.output import Output
+from cluster.cli.rollout import words
 
 if TYPE_CHECKING:
     from cluster.cli.stages import Journal
@@ -59,7 +60,7 @@ def run(spec: Spec, out: Output, journal: Journal | None = None) -> dict[str, An
             if prepared is not None:
                 trained = stages.train(spec, prepared, registry, out, journal)
                 stages.evaluate(spec, prepared, trained, registry, out, journal)
-                metrics = registry.version(spec.name, alias="champion").metrics
+                metrics = (stages.candidate(spec, registry) or registry.version(spec.name, alias="champion")).metrics
             endpoint = stages.serve(spec, cluster, registry, out, journal)
     curl, python = ask.lines(spec.task, endpoint.url, ask.example(spec.task, prepared))
     return {
@@ -69,6 +70,7 @@ def run(spec: Spec, out: Output, journal: Journal | None = None) -> dict[str, An
         "metrics": metrics,
         "seconds": journal.seconds,
         "reused": journal.reused,
+        "rollout": endpoint.rollout,
         "curl": curl,
         "python": python,
     }
@@ -81,6 +83,7 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{result['name']} is served as {result['version']}",
+            *([f"  roll-out {words(result['rollout'])}"] if result.get("rollout") else []),
             f"  url      {result['url']}",
             *([f"  scores   {scores}"] if scores else []),
             f"  took     {stages}",

@@ -39,10 +39,10 @@ def seen(url: str, expr: str, *, since: float) -> bool:
 def wait(
     url: str, page: str, *, model: str = "", since: float, seconds: float = WAIT_S, progress: Progress = silent
 ) -> dict[str, bool]:
-    """Panels of a page, without those that need a GPU, and whether each has had data `since` then; waits for it
-    `seconds` at most."""
+    """Panels of a page, without those that need a GPU or a roll-out, and whether each has had data `since` then; waits
+    for it `seconds` at most."""
     began = time.time()
-    panels = {panel.title: panel for panel in PAGES[page].panels if panel.needs != "gpu"}
+    panels = {panel.title: panel for panel in PAGES[page].panels if panel.needs not in ("gpu", "rollout")}
     lives = dict.fromkeys(panels, False)
     while not all(lives.values()) and (spent := time.time() - began) < seconds:
         progress("watch", spent, seconds, f"{sum(lives.values())} of {len(lives)} panels")

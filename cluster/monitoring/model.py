@@ -7,12 +7,23 @@ from cluster.monitoring.names import (
     IN_FLIGHT,
     INPUTS,
     LATENCY,
+    LET_GO,
+    LOAD_SECONDS,
+    PADDING,
+    PASS_SECONDS,
+    QUEUE_SECONDS,
     REQUESTS,
+    ROLL_BACKS,
+    ROLLOUT_AGREEMENT,
+    ROLLOUT_LATENCY,
+    ROLLOUT_REQUESTS,
+    ROLLOUT_WEIGHT,
+    TOKENS,
     TRAINING_LOSS,
     VALIDATION_LOSS,
 )
 from cluster.monitoring.overview import STATES
-from cluster.monitoring.panels import MODEL, WINDOW, Page, Panel, Query, Row, quantiles, rate
+from cluster.monitoring.panels import MODEL, WINDOW, Page, Panel, Query, Row, quantile, quantiles, rate
 from cluster.monitoring.training import training
 
 _MINE = f'{{model="{MODEL}"}}'
@@ -130,6 +141,39 @@ REPLICAS = Row(
             "short",
             (Query(rate(INPUTS, "model", _MINE), "inputs"),),
         ),
+        Panel(
+            "Queue",
+            "From arrival in the replica to the forward pass.",
+            "s",
+            quantiles(QUEUE_SECONDS, _MINE),
+        ),
+        Panel("Forward pass", "How long one takes.", "s", quantiles(PASS_SECONDS, _MINE)),
+        Panel(
+            "Padding",
+            "Share of what the model computes that is padding: inputs of unlike length in one pass.",
+            "percentunit",
+            (
+                Query(
+                    f"({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) / "
+                    f"(({rate(PADDING, 'model', _MINE)} or {rate(TOKENS, 'model', _MINE)} * 0) + "
+                    f"{rate(TOKENS, 'model', _MINE)})",
+                    "padding",
+                ),
+            ),
+            most=1,
+        ),
+        Panel(
+            "Loads",
+            "In shared copies: how long it took until the model was loaded, each time it was asked for and not there.",
+            "s",
+            quantiles(LOAD_SECONDS, _MINE)[:2],
+        ),
+        Panel(
+            "Let go",
+            "In shared copies: how often the model made room for others.",
+            "short",
+            (Query(f"sum(increase({LET_GO.series}{_MINE}[{WINDOW}]))", "let go"),),
+        ),
     ),
 )
 
@@ -186,6 +230,52 @@ ENGINE = Row(
     ),
 )
 
+ROLLOUT = Row(
+    "Roll-out",
+    (
+        Panel(
+            "Requests by version",
+            "While a new version is tried: what the old one answers, the canary, and the shadow that no client sees.",
+            "reqps",
+            (Query(rate(ROLLOUT_REQUESTS, "version, kind", _MINE), "{{version}} {{kind}}"),),
+            needs="rollout",
+        ),
+        Panel(
+            "Failed by version",
+            "A canary's clients get the old version's answer instead.",
+            "reqps",
+            (Query(rate(ROLLOUT_REQUESTS, "version, failed", _MINE), "{{version}} failed: {{failed}}"),),
+            needs="rollout",
+        ),
+        Panel(
+            "Latency by version",
+            "The 95th percentile, which serve.rollout.max_latency_ratio is about.",
+            "s",
+            (Query(quantile(0.95, ROLLOUT_LATENCY, "version", _MINE), "{{version}}"),),
+            needs="rollout",
+        ),
+        Panel(
+            "Weight and agreement",
+            "The share of the clients that the new version answers, and that of shadowed requests on which both agree.",
+            "percentunit",
+            (
+                Query(f"max by (version) ({ROLLOUT_WEIGHT.series}{_MINE})", "weight of {{version}}"),
+                Query(f"max by (version) ({ROLLOUT_AGREEMENT.series}{_MINE})", "agreement of {{version}}"),
+            ),
+            needs="rollout",
+            most=1,
+        ),
+        Panel(
+            "Roll-backs",
+            "New versions that went back, since the cluster started.",
+            "short",
+            (Query(f"sum({ROLL_BACKS.series}{_MINE})", "roll-backs"),),
+            kind="number",
+            needs="rollout",
+        ),
+    ),
+)
+
 TRAINING = training(
     _MINE,
     "{{run}}",
@@ -205,6 +295,6 @@ PAGE = Page(
     uid="shoal-model",
     title="Shoal: one model",
     about="Requests, replicas, engine and training of one model. Made by `shoal dashboards push`.",
-    rows=(REQUEST, REPLICAS, ENGINE, TRAINING),
+    rows=(REQUEST, ROLLOUT, REPLICAS, ENGINE, TRAINING),
     models=True,
 )

@@ -89,6 +89,31 @@ START = Metric(
     "How long a replica took to start, by part: scheduling, process, imports, weights, warm, ready, and their total",
     (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600),
 )
+# Of models that are being rolled out, by version.
+_ROLLOUT = ("model", "version")
+ROLLOUT_REQUESTS = Metric(
+    "shoal_rollout_requests",
+    "counter",
+    (*_ROLLOUT, "kind", "failed"),
+    "requests",
+    "Requests during a roll-out by version; kind: old, canary (the new one answered), shadow (it was asked as well)",
+)
+ROLLOUT_LATENCY = Metric(
+    "shoal_rollout_seconds",
+    "histogram",
+    _ROLLOUT,
+    "seconds",
+    "From the gateway to a version and back, during a roll-out",
+    LATENCY.boundaries,
+)
+ROLLOUT_WEIGHT = Metric(
+    "shoal_rollout_weight", "gauge", _ROLLOUT, "", "Share of the clients that a new version answers"
+)
+ROLLOUT_AGREEMENT = Metric(
+    "shoal_rollout_agreement", "gauge", _ROLLOUT, "", "Share of the shadowed requests on which both versions agree"
+)
+ROLL_BACKS = Metric("shoal_roll_backs", "counter", ("model",), "roll-backs", "New versions that were rolled back")
+
 # In a replica that batches by itself (all but LLMs: vLLM counts its own tokens).
 BATCH_SIZE = Metric(
     "shoal_batch_size",
@@ -99,6 +124,38 @@ BATCH_SIZE = Metric(
     (1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 INPUTS = Metric("shoal_inputs", "counter", ("model",), "inputs", "Inputs that went through the model")
+QUEUE_SECONDS = Metric(
+    "shoal_queue_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From a request's arrival in the replica to the forward pass of each of its inputs",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
+PASS_SECONDS = Metric(
+    "shoal_pass_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "One forward pass",
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+)
+TOKENS = Metric("shoal_pass_tokens", "counter", ("model",), "tokens", "Tokens that went through the model")
+PADDING = Metric(
+    "shoal_pass_padding", "counter", ("model",), "tokens", "Padding that went through the model beside its tokens"
+)
+# In copies that many models share.
+LOAD_SECONDS = Metric(
+    "shoal_model_load_seconds",
+    "histogram",
+    ("model",),
+    "seconds",
+    "From the request that asked for a model in shared copies until it was loaded, waiting for room included",
+    (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120),
+)
+LET_GO = Metric(
+    "shoal_models_let_go", "counter", ("model",), "models", "Models that left shared copies to make room for others"
+)
 
 # Training, by the driver that follows the run: gone about 20 s after the driver is, or the run.
 _RUN = ("model", "run")
@@ -124,8 +181,19 @@ METRICS = (
     REPLICAS_WANTED,
     HELD,
     START,
+    ROLLOUT_REQUESTS,
+    ROLLOUT_LATENCY,
+    ROLLOUT_WEIGHT,
+    ROLLOUT_AGREEMENT,
+    ROLL_BACKS,
     BATCH_SIZE,
     INPUTS,
+    QUEUE_SECONDS,
+    PASS_SECONDS,
+    TOKENS,
+    PADDING,
+    LOAD_SECONDS,
+    LET_GO,
     TRAINING_RUNNING,
     TRAINING_STEP,
     TRAINING_TOTAL,

@@ -10,6 +10,7 @@ from cluster.monitoring.names import (
     TRAINING_RUNNING,
 )
 from cluster.monitoring.panels import Page, Panel, Query, Row, quantile, rate
+from cluster.monitoring.tenants import TENANTS
 from cluster.monitoring.training import training
 
 # Serve's own numbers for the states of an application.
@@ -188,5 +189,5 @@ PAGE = Page(
     uid="shoal-overview",
     title="Shoal: the cluster",
     about="Machines, models that are served, runs that train. Made by `shoal dashboards push`.",
-    rows=(CLUSTER, SERVING, TRAINING),
+    rows=(CLUSTER, SERVING, TENANTS, TRAINING),
 )

@@ -10,8 +10,8 @@ import asyncio
 import functools
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
+from typing import Any, Protocol
 
 from cluster.monitoring import names
 from cluster.monitoring.names import Metric
@@ -101,17 +101,50 @@ class Requests:
             self._in_flight.set(count, {"model": name})
 
 
+class Pass(Protocol):
+    """What is told of a forward pass: serve.passes.Pass."""
+
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def padded(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def queued(self) -> Sequence[float]: ...
+
+
 class Passes:
-    """The forward passes of one replica."""
+    """The forward passes of one model in one replica."""
 
     def __init__(self, model: str) -> None:
         self._labels = {"model": model}
         self._sizes, self._inputs = instrument(names.BATCH_SIZE), instrument(names.INPUTS)
+        self._queued, self._seconds = instrument(names.QUEUE_SECONDS), instrument(names.PASS_SECONDS)
+        self._tokens, self._padding = instrument(names.TOKENS), instrument(names.PADDING)
 
-    def note(self, size: int) -> None:
-        """One pass, of that many inputs."""
-        self._sizes.observe(size, self._labels)
-        self._inputs.inc(size, self._labels)
+    def note(self, one: Pass) -> None:
+        """One pass has ended."""
+        self._sizes.observe(one.inputs, self._labels)
+        self._inputs.inc(one.inputs, self._labels)
+        self._seconds.observe(one.seconds, self._labels)
+        self._tokens.inc(one.tokens, self._labels)
+        if one.padded > one.tokens:
+            self._padding.inc(one.padded - one.tokens, self._labels)
+        for seconds in one.queued:
+            self._queued.observe(seconds, self._labels)
+
+
+class Loads:
+    """The models that come and go in shared copies."""
+
+    def loaded(self, model: str, seconds: float) -> None:
+        instrument(names.LOAD_SECONDS).observe(seconds, {"model": model})
+
+    def let_go(self, model: str) -> None:
+        instrument(names.LET_GO).inc(1, {"model": model})
 
 
 class Training:

@@ -2,6 +2,6 @@
 
 from cluster.registry.resolve import resolve
 from cluster.registry.runs import Run
-from cluster.registry.versions import Registry, Version
+from cluster.registry.versions import Registry, Version, number
 
-__all__ = ["Registry", "Run", "Version", "resolve"]
+__all__ = ["Registry", "Run", "Version", "number", "resolve"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, CANDIDATE = "champion", "previous", "candidate"
 _METRIC = "shoal.metric."
 # What a registration writes at most, with SQLite's journal: less free space is told of before anything is written.
 _ROOM = 2 * 2**20
@@ -49,15 +49,24 @@ class Version:
 
 
 class Registry(Runs):
-    """Runs and the versions made of them. The alias champion is the version in force, previous the one before it.
+    """Runs and the versions made of them. The alias champion is the version in force, previous the one before it,
+    candidate one that is tried beside the champion.
 
     Several processes may register at once: each gets a version of its own, and the aliases follow the last.
     """
 
     def register(
-        self, name: str, run_id: str, *, path: str = "model", metrics: Mapping[str, float], tags: Mapping[str, str]
+        self,
+        name: str,
+        run_id: str,
+        *,
+        path: str = "model",
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        candidate: bool = False,
     ) -> Version:
-        """Make a run's model folder the newest version and the champion; the champion until now becomes previous.
+        """Make a run's model folder the newest version and the champion; the champion until now becomes previous. A
+        `candidate` becomes that, where there is a champion, which stays.
 
         All or nothing: where it fails, there is no new version. Raises NotFound where the run or its folder is missing.
         """
@@ -73,7 +82,10 @@ class Registry(Runs):
             made = None
             try:
                 made = client.create_model_version(name, f"{uri}/{path}", run_id=run_id, tags=labels)
-                self._crown(client, name, str(made.version), before)
+                if candidate and CHAMPION in before:
+                    client.set_registered_model_alias(name, CANDIDATE, str(made.version))
+                else:
+                    self._crown(client, name, str(made.version), before)
             except BaseException:
                 with contextlib.suppress(Exception):  # the first error is the one to tell of
                     self._undo(client, name, made and str(made.version), before, fresh)
@@ -113,7 +125,23 @@ class Registry(Runs):
         """Make a version the champion; the champion until now becomes previous. Raises NotFound."""
         wanted = self.version(name, version=version)
         with self.calls(f"promoting {wanted.uri}") as client, self.lock():
-            self._crown(client, name, wanted.version, self._aliases(client, name))
+            aliases = self._aliases(client, name)
+            self._crown(client, name, wanted.version, aliases)
+            if aliases.get(CANDIDATE) == version:
+                client.delete_registered_model_alias(name, CANDIDATE)
+        return self.version(name, version=version)
+
+    def reject(self, name: str, version: str, reason: str, *, before: str = "") -> Version:
+        """A version was tried and rolled back: it is no candidate any more, and says why. Where it is the champion, the
+        one `before` is again. Raises NotFound."""
+        wanted = self.version(name, version=version)
+        with self.calls(f"rolling {wanted.uri} back") as client, self.lock():
+            aliases = self._aliases(client, name)
+            client.set_model_version_tag(name, version, "shoal.rolled_back", reason)
+            if aliases.get(CANDIDATE) == version:
+                client.delete_registered_model_alias(name, CANDIDATE)
+            if aliases.get(CHAMPION) == version and before in self._every(client, name):
+                self._crown(client, name, before, aliases)
         return self.version(name, version=version)
 
     def rollback(self, name: str) -> Version:
@@ -147,7 +175,7 @@ class Registry(Runs):
             return
         if version is not None:
             client.delete_model_version(name, version)
-        for alias in (CHAMPION, PREVIOUS):
+        for alias in (CHAMPION, PREVIOUS, CANDIDATE):
             if alias in before:
                 client.set_registered_model_alias(name, alias, str(before[alias]))
             elif alias in client.get_registered_model(name).aliases:
@@ -201,6 +229,12 @@ class Registry(Runs):
         database = sqlite_file(self.uri)
         if database is not None and database.exists() and shutil.disk_usage(database.parent).free < _ROOM:
             raise RunFailed(f"{shown(self.uri)}: no space left on the disk to register a model; free {_ROOM >> 20} MiB")
+
+
+def number(uri: str, name: str) -> str:
+    """The number in models:/NAME/NUMBER; empty where that is no version of this model."""
+    rest = uri.removeprefix(f"models:/{name}/")
+    return rest if rest != uri and rest.isdigit() else ""
 
 
 def _pages(search: Callable[..., Any], *arguments: str) -> list[Any]:

@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 from cluster.errors import InputError
 from cluster.settings.access import Access, Prices, RequestLog
 from cluster.settings.clusters import RayCluster
+from cluster.settings.inputs import Inputs
 from cluster.settings.kubernetes import Kubernetes
 from cluster.settings.monitoring import Grafana, Prometheus
+from cluster.settings.shared import Shared
 from cluster.spec.load import build, parse_yaml, read_text
-from cluster.spec.section import Section
+from cluster.spec.section import NAME, Section
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a job's command, and for nothing else
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -32,6 +34,8 @@ class Http(Section):
     """Port to listen on; 0 takes 8000, or the next free one."""
     max_body_mb: Annotated[float, Field(gt=0, le=10_000)] = 32
     """Requests larger than this are answered 413."""
+    send_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 15
+    """Clients whose request takes longer are answered 408; a body may take as long again for every 256 KiB."""
     gateways: Annotated[int, Field(ge=1, le=8)] = 2
     """Gateways that share the work; with two, a request outlives the death of one."""
     certificate: str | None = None
@@ -63,9 +67,12 @@ class Settings(Section):
     """MLflow's tracking server. Left out: SQLite and a folder under $SHOAL_HOME."""
     http: Http = Http()
     ray: RayNode = RayNode()
+    inputs: Inputs = Inputs()
     clusters: dict[str, RayCluster] = {}
     """Running Ray clusters by the name that `--on` takes."""
     kubernetes: Kubernetes = Kubernetes()
+    shared: dict[Annotated[str, Field(pattern=NAME)], Shared] = {}
+    """Copies that many small models share, by the name that `serve.shared` takes."""
     prometheus: Prometheus = Prometheus()
     grafana: Grafana = Grafana()
     access: Access = Access()

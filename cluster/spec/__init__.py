@@ -2,6 +2,7 @@
 
 from cluster.spec.load import load, parse
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
+from cluster.spec.rollout import Rollout
 from cluster.spec.section import Section
 from cluster.spec.sections import Data, DeepSpeed, Evaluate, Llm, Lora, Serve, Spec, Train, Tune
 
@@ -13,6 +14,7 @@ __all__ = [
     "Llm",
     "Lora",
     "ModelRef",
+    "Rollout",
     "Section",
     "Serve",
     "Spec",

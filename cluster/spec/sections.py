@@ -12,6 +12,7 @@ from cluster.spec.llm import Llm
 from cluster.spec.metrics import LOWER
 from cluster.spec.parallel import DeepSpeed, Lora
 from cluster.spec.refs import DataRef, ModelRef, data_ref, model_ref
+from cluster.spec.rollout import Rollout
 from cluster.spec.section import NAME, Fraction, Section
 from cluster.spec.tune import Tune
 
@@ -134,13 +135,18 @@ class Serve(Section):
     max_queued_requests: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     """Requests that may wait; the next is answered 429 or 503 at once."""
     max_batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
-    """Requests in one forward pass."""
+    """Inputs in one forward pass."""
+    max_batch_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = 16_384
+    """Tokens in one forward pass, padding included: what its memory grows with. A picture counts a token for every 256
+    pixels, a table one for every row."""
     batch_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 5
     """How long a forward pass waits for more requests, in milliseconds."""
     num_cpus: Annotated[float, Field(ge=0, le=4096)] = 1
     """CPU cores a copy."""
     num_gpus: Annotated[float, Field(ge=0, le=4096)] = 0
     """GPUs a copy; a fraction shares one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward passes. auto: float32 on CPUs; on a GPU the type that the weights are stored in."""
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60
     """A request that takes longer is ended, in seconds."""
     idempotent: bool = True
@@ -152,10 +158,15 @@ class Serve(Section):
     private: bool = False
     """Only keys that name this model see it (`shoal keys create TENANT --model NAME`): it is in no list, and 404 for
     all others. Wants access.keys: required in cluster.yaml."""
+    shared: Annotated[str, Field(pattern=NAME)] | None = None
+    """Live beside other small models in the copies that cluster.yaml has under this name. Left out: copies of its own.
+    """
     autoscale: scaling.Autoscale = scaling.Autoscale()
     """When copies are added and taken away."""
     llm: Llm = Llm()
     """The engine of text-generation."""
+    rollout: Rollout | None = None
+    """Try a new version beside the one that serves. Left out: it takes its place as soon as it answers."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None
     """Node pool of cluster.yaml for the copies, on Kubernetes. Left out: the smallest that has a copy's cores and GPUs.
     """
@@ -165,6 +176,17 @@ class Serve(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas: {self.min_replicas} is more than max_replicas: {self.max_replicas}")
         scaling.check(self.autoscale, min_replicas=self.min_replicas, max_replicas=self.max_replicas)
+        return self
+
+    @model_validator(mode="after")
+    def _shared_copies_are_not_of_this_file(self) -> Serve:
+        own = {"min_replicas", "max_replicas", "target_ongoing_requests", "num_cpus", "num_gpus", "node_pool"}
+        own |= {"max_memory_gb"}
+        if self.shared and (set_here := sorted(own & self.model_fields_set)):
+            raise ValueError(
+                f"serve.shared: {self.shared}: how many copies there are and what they get stands in cluster.yaml, "
+                f"shared.{self.shared}; leave out {', '.join(f'serve.{key}' for key in set_here)}"
+            )
         return self
 
 
@@ -202,6 +224,16 @@ class Spec(Section):
     def _sweep_fits(cls, value: Tune, info: ValidationInfo) -> Tune:
         if "train" in info.data:  # else its own faults are told of
             space.check(value, info.data["train"])
+        return value
+
+    @field_validator("serve")
+    @classmethod
+    def _can_be_tried(cls, value: Serve, info: ValidationInfo) -> Serve:
+        if value.rollout is not None and info.data.get("task") == "text-generation":
+            raise ValueError(
+                "serve.rollout: a language model is not split by weight (it would take a second engine); leave it out: "
+                "an adapter changes on its engine without a pause, and `shoal models rollback` brings the old one back"
+            )
         return value
 
     @property

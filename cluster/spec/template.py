@@ -59,7 +59,7 @@ _MEANS_NOTHING = {
 }
 # And of `serve`: one engine's keys, and what that engine does by itself.
 _ENGINE = {"llm"}
-_BATCHES = {"max_batch_size", "batch_wait_ms"}
+_BATCHES = {"max_batch_size", "max_batch_tokens", "batch_wait_ms", "dtype", "shared"}
 
 
 def template(task: str, *, modality: str, columns: Mapping[str, bool], train: bool, serve: bool, about: str) -> str:
@@ -80,7 +80,8 @@ def template(task: str, *, modality: str, columns: Mapping[str, bool], train: bo
         lines += _section("train", modality, skipped=_MEANS_NOTHING.get(task if writes else modality, set()))
         lines += _section("evaluate", modality)
     if serve:
-        lines += _section("serve", modality, skipped=_BATCHES if writes else _ENGINE)
+        nothing = _ENGINE | {"dtype"} if modality == "tabular" else _ENGINE
+        lines += _section("serve", modality, skipped=_BATCHES if writes else nothing)
     return "\n".join(lines) + "\n"
 
 

@@ -39,16 +39,19 @@ from serve.asgi import (
     respond,
     too_large,
 )
-from serve.front import SLOTS, front
+from serve.front import front
+from serve.front_config import SLOTS
 from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
+from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
 from serve.keeper import LOAD_S, PACE_S, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
+from serve.rollout.steer import Steering
 
 
 class Gateway:
@@ -60,6 +63,7 @@ class Gateway:
         self.directory = Directory()
         self.secret = b""
         self.forwarder = Forwarder(self.directory, lambda: self.secret)
+        self.steering = Steering(self.forwarder)
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
@@ -71,15 +75,17 @@ class Gateway:
         by another one's), where clients find this gateway, and the size limit."""
         self.models = config["models"]
         self.requests.serves(self.models)
+        self.steering.learn(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
+        self.send_timeout_s: float = config.get("send_timeout_s", 15)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
         self.learn(config)
         await self._guard(config)
         if not self.tasks:
-            await self._open(config["listen"])
+            await self._open({**config["listen"], "send_timeout_s": self.send_timeout_s})
         with contextlib.suppress(RayError):
             await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
@@ -152,7 +158,12 @@ class Gateway:
         self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
             raise RunFailed(f"HAProxy on {listen['host']}:{listen['port']}: {trouble}")
-        self.tasks = [serving, following, asyncio.create_task(self._tell_load())]
+        self.tasks = [
+            serving,
+            following,
+            asyncio.create_task(self._tell_load()),
+            asyncio.create_task(self.steering.follow(self.id)),
+        ]
 
     async def _follow(self) -> None:
         """Ask the Keeper what is new and tell it the load, as long as this lives."""
@@ -216,6 +227,7 @@ class Gateway:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
+        receive = Paced(receive, self.send_timeout_s)
         if (found := openai_routes.split(path)) is not None:
             await openai_routes.answer(self, *found, scope, receive, send)
             return
@@ -285,7 +297,7 @@ class Gateway:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
         errand = visit.of(scope).errand = Errand(name, self.models[name], route, body, scope, send, refuse)
-        await self.forwarder.send(errand)
+        await self.steering.send(errand)
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""
@@ -301,7 +313,8 @@ async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
     if openai_routes.split(scope["path"]) is not None:
         return await openai_routes.refuse_error(send, error)
     status, body = error_body(error)
-    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else ())
+    cut = CUT if status in CUT_OFF else ()
+    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else cut)
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"

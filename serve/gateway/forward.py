@@ -9,6 +9,7 @@ says otherwise. Once: a request that kills its replica takes down two of them, n
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ class Errand:
     """Its fingerprint, where one was wanted."""
     asked: float = 0.0
     """When it was last sent to a replica, by time.perf_counter; 0 before."""
+    again: bool = True
+    """Whether it may go to a second replica after it was sent to one."""
+    held: bool = True
+    """Whether it waits where no replica is up; it is refused otherwise."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
     limit: asyncio.Timeout | None = None
@@ -101,7 +106,7 @@ class Forwarder:
                 await _poison(errand, left)
                 return
         avoid: set[str] = set()
-        age = await self._round(errand, load, avoid, again=self._may_run_twice(errand))
+        age = await self._round(errand, load, avoid, again=self.may_run_twice(errand))
         if age is not None:
             load.again += 1
             async with self.suspects.alone(errand.application, 2 * age + 0.25):
@@ -118,6 +123,8 @@ class Forwarder:
         while True:
             replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name) if free else None
             if replica is None:
+                if not errand.held:
+                    return await _busy(errand, 1)
                 if free and avoid and self.directory.pick(errand.application) is not None:
                     # All that there are were tried, and each had its hands full. Who was held was told to wait.
                     if errand.held_until is None:
@@ -230,8 +237,9 @@ class Forwarder:
             if asking is not None:
                 asking.drop()
 
-    def _may_run_twice(self, errand: Errand) -> bool:
-        if not errand.model.get("idempotent", True):
+    def may_run_twice(self, errand: Errand) -> bool:
+        """Whether the model's file and the client allow it."""
+        if not errand.again or not errand.model.get("idempotent", True):
             return False
         return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
@@ -265,12 +273,21 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     headers = [pair for pair in scope["headers"] if pair[0] in _PASSED_ON]
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
-    return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)[:-2]
+    # Copies that several models share tell them apart by the path.
+    route = errand.model.get("route", "") + errand.route or "/"
+    return head("POST", f"{route}?{query}" if query else route, headers, length)[:-2]
+
+
+@functools.cache
+def printable(version: str) -> bytes:
+    """A version as a header can hold it; there are as many as are served."""
+    return "".join(one if "!" <= one <= "~" else "?" for one in version).encode()
 
 
 async def _pass_back(answer: Answer, errand: Errand) -> None:
     """Send an answer on: in one piece where it is small, else as it comes."""
     headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
+    headers.append((b"x-shoal-version", printable(errand.model["version"])))
     start = {"type": "http.response.start", "status": answer.status, "headers": headers}
     send = errand.send
     if answer.status == 503:

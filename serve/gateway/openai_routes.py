@@ -12,16 +12,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.engine import TASK
-from cluster.errors import InputError, NotFound, ShoalError
+from cluster.errors import InputError, NotFound, ShoalError, TooLarge
+from serve import chat_parts
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
 from serve.gateway import visit
 from serve.gateway.body import Body
+from serve.gateway.pace import CUT, CUT_OFF
 from serve.keys.refusals import Refusal
 from serve.keys.tokens import with_usage
 
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
 
+PARSED_BYTES = 8 << 20  # two million tokens of text, and more
 GENERATE = ("/v1/chat/completions", "/v1/completions")
 _HERE = "POST /v1/chat/completions and /v1/completions, GET /v1/models and /v1/models/ID are"
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -48,7 +51,7 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
             headers = dict(scope["headers"])
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
-            body = await read_body(headers, receive, max_bytes=gateway.max_bytes)
+            body = await _read(headers, receive, gateway.max_bytes)
             came = visit.of(scope)
             model, body = understood(body, name, came.visible(gateway.models))
             await came.admit(model, gateway.models[model])
@@ -70,6 +73,16 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
         return
 
 
+async def _read(headers: dict[bytes, bytes], receive: Receive, max_bytes: int) -> bytes:
+    """A body that will be parsed here, which takes twenty times its size while it lasts. Raises TooLarge."""
+    try:
+        return await read_body(headers, receive, max_bytes=min(max_bytes, PARSED_BYTES))
+    except TooLarge:
+        if max_bytes <= PARSED_BYTES:
+            raise
+        raise TooLarge(f"a request to a language model has {PARSED_BYTES >> 20} MiB at most; send less") from None
+
+
 def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) -> tuple[str, bytes]:
     """The model that a request is for, and the body to pass on. Raises InputError, NotFound.
 
@@ -86,6 +99,7 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
     if not isinstance(wanted, str) or not wanted:
         raise InputError(f"model: {wanted!r:.80} names no model; GET /v1/models lists them")
     model = find(wanted, models)
+    chat_parts.check(request, model)
     changed = request.get("model") != model
     request["model"] = model
     form = request.get("response_format")
@@ -136,8 +150,15 @@ async def refuse_error(send: Send, error: ShoalError) -> None:
     """The same, of an error of ours."""
     if isinstance(error, Refusal):
         return await refuse(send, error.status, error.message, error.kind, error.headers)
-    return await refuse(send, error.status, error.message, _KINDS.get(error.status, "InternalServerError"))
+    kind = _KINDS.get(error.status, "InternalServerError")
+    return await refuse(send, error.status, error.message, kind, CUT if error.status in CUT_OFF else ())
 
 
 # vLLM's own words for them, so that both say the same.
-_KINDS = {400: "BadRequestError", 404: "NotFoundError", 413: "TooLarge", 503: "ServiceUnavailableError"}
+_KINDS = {
+    400: "BadRequestError",
+    404: "NotFoundError",
+    408: "RequestTimeout",
+    413: "TooLarge",
+    503: "ServiceUnavailableError",
+}

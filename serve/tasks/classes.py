@@ -37,6 +37,8 @@ def parameters(value: Any, *, default: Parameters) -> Parameters:
     top_k = value.get("top_k")
     if top_k is None:
         top_k = default.top_k
+    elif isinstance(top_k, float) and top_k.is_integer() and top_k >= 1:
+        top_k = int(top_k)  # a number to JavaScript, and to JSON Schema, is whole by its value
     elif isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"parameters.top_k: {top_k!r:.80} is no whole number from 1")
     function = value.get("function_to_apply")

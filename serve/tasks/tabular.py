@@ -11,7 +11,7 @@ from cluster import weights
 from cluster.errors import InputError, TooLarge
 from cluster.skops_file import load_skops
 from cluster.tasks import TASKS
-from serve.asgi import read_json
+from serve.tasks.content import Reader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,15 +24,19 @@ class TabularClassification:
     features, each numeric or categorical."""
 
     wants = TASKS["tabular-classification"].request
+    reader = Reader(wants, ("table", "inputs", "data"))
+    pads = False
 
-    def setup(self, folder: Path, device: str) -> None:
-        """Load a model folder. Raises InputError where it is not whole, or holds types that are not trusted."""
+    def setup(self, folder: Path, device: str, dtype: str = "auto") -> None:
+        """Load a model folder. Raises InputError where it is not whole, or holds types that are not trusted. scikit-
+        learn's arithmetic is its own, whatever `dtype` says."""
         shoal = weights.read_config(folder).get("shoal")
         if not isinstance(shoal, dict) or not shoal.get("labels") or not isinstance(shoal.get("features"), dict):
             raise InputError(f"{folder / 'config.json'}: no shoal.labels and shoal.features; train the model anew")
         self.labels: list[str] = [str(label) for label in shoal["labels"]]
         self.features: dict[str, str] = shoal["features"]
         self.model = load_skops(folder / "model.skops")
+        self.bytes = (folder / "model.skops").stat().st_size
 
     def decode_request(
         self, body: bytes, content_type: str, query: Mapping[str, str]
@@ -40,8 +44,10 @@ class TabularClassification:
         """One frame with the model's columns in the model's order. Raises InputError, naming the columns at fault."""
         import pandas as pd
 
-        value = read_json(body, wants=self.wants)
-        columns = _columns(value, self.wants)
+        content = self.reader.json(body, content_type, query)
+        if isinstance(content.parameters, dict) and content.parameters:  # a list is a column of that name
+            raise InputError(f"parameters: {', '.join(content.parameters)!s:.80}: this task has none")
+        columns = _columns(content.value, self.wants)
         self._check_names(columns)
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1:
@@ -53,6 +59,10 @@ class TabularClassification:
             raise TooLarge(f"table: {rows} rows; send {MAX_ROWS} at most in a request")
         typed = {name: _typed(name, columns[name], kind) for name, kind in self.features.items()}
         return [pd.DataFrame(typed)], None
+
+    def length(self, one: pd.DataFrame) -> int:
+        """Rows."""
+        return len(one)
 
     def predict(self, batch: list[pd.DataFrame]) -> list[list[str]]:
         """The labels of each frame's rows."""

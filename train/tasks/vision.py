@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cluster import pictures
 from cluster.errors import InputError
+from train.data.pictures import FORMATS, MAX_PIXELS
 from train.objective import Classes
 from train.tasks import pretrained
 
@@ -28,7 +29,7 @@ class ImageClassification:
         auto = pretrained.auto("AutoModelForImageClassification")
         self.processor = pretrained.processor("AutoImageProcessor", folder)
         config = pretrained.config(folder, labels, model=auto, task="image-classification")
-        self.mode = _mode(config)
+        self.mode = pictures.mode_of(config)
         return pretrained.model(auto, folder, config, from_scratch=from_scratch, seed=seed)
 
     def load(self, folder: Path) -> torch.nn.Module:
@@ -36,28 +37,23 @@ class ImageClassification:
         auto = pretrained.auto("AutoModelForImageClassification")
         self.processor = pretrained.processor("AutoImageProcessor", folder)
         model = pretrained.finished(auto, folder)
-        self.mode = _mode(model.config)
+        self.mode = pictures.mode_of(model.config)
         return model
 
     def collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of `image` (encoded bytes) and `label` as one batch: pixel_values [rows, channels, height, width]."""
-        from PIL import Image, UnidentifiedImageError
-
-        pictures = []
+        decoded = []
         for row in rows:
             try:
-                pictures.append(Image.open(io.BytesIO(row["image"])).convert(self.mode))
-            except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-                raise InputError(f"data: a picture of {len(row['image'])} bytes cannot be decoded: {error}") from None
-        batch = self.processor(pictures, return_tensors="pt")
+                decoded.append(pictures.decode(row["image"], self.mode, formats=FORMATS, max_pixels=MAX_PIXELS))
+            except InputError as error:
+                raise InputError(
+                    f"data: a picture of {len(row['image'])} bytes cannot be decoded: {error.message}"
+                ) from None
+        batch = self.processor(decoded, return_tensors="pt")
         return {"pixel_values": batch["pixel_values"], "labels": torch.tensor([row["label"] for row in rows])}
 
     def save(self, model: Any, folder: Path) -> None:
         """The Hugging Face layout: weights as safetensors, config with the labels, image processor."""
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-
-def _mode(config: Any) -> str:
-    """PIL's name for as many channels as the model takes."""
-    return "L" if getattr(config, "num_channels", 3) == 1 else "RGB"
