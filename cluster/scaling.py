@@ -46,8 +46,6 @@ def keys(spec: Spec) -> dict[str, Any]:
         "idle_s": scale.idle_s,
         "schedule": [window.model_dump() for window in scale.schedule],
         "num_cpus": serve.num_cpus,
-        "task": spec.task,
-        "spare_workers": scale.spare_workers,
     }
     if scale.metric == "prometheus":
         found |= {"query": scale.query, "prometheus": settings().prometheus.address}

@@ -193,7 +193,10 @@ def test_a_query_has_one_value_or_a_message(prometheus):
         ),
         ("{max_replicas: 2, autoscale: {metric: cpu, target: 70}}", "target: 70: metric cpu wants a share of 1"),
         ("{max_replicas: 2, autoscale: {metric: prometheus}}", "query: metric prometheus needs a query"),
-        ("{max_replicas: 2, autoscale: {metric: gpu}}", "serve.autoscale.metric: gpu: copies have no GPU"),
+        (
+            "{max_replicas: 2, num_cpus: 0, autoscale: {metric: cpu}}",
+            "serve.autoscale.metric: cpu: copies have no core",
+        ),
         (
             "{max_replicas: 2, autoscale: {schedule: [{start: 08:00, end: 18:00, min_replicas: 3}]}}",
             "autoscale.schedule.0.min_replicas: 3 is more than max_replicas: 2",

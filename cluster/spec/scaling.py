@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.spec.section import Section
 
-Metric = Literal["ongoing", "queue_time", "cpu", "gpu", "prometheus"]
+Metric = Literal["ongoing", "queue_time", "cpu", "prometheus"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 # What a metric aims at where the file says nothing: seconds, and shares of what a copy was given.
-_TARGETS = {"queue_time": 0.1, "cpu": 0.7, "gpu": 0.7}
+_TARGETS = {"queue_time": 0.1, "cpu": 0.7}
 
 
 class Window(Section):
@@ -53,10 +53,10 @@ class Autoscale(Section):
 
     metric: Metric = "ongoing"
     """What is looked at. ongoing: requests in hand and waiting, against serve.target_ongoing_requests a copy;
-    queue_time: how long requests wait for a forward pass; cpu and gpu: how busy copies keep theirs; prometheus: the
-    value of `query`."""
+    queue_time: how long requests wait for a forward pass; cpu: how busy copies keep their cores; prometheus: the value
+    of `query`, e.g. of how busy GPUs are."""
     target: Annotated[float, Field(gt=0)] | None = None
-    """queue_time: seconds (median; left out: 0.1). cpu, gpu: a share of what a copy was given (left out: 0.7).
+    """queue_time: seconds (median; left out: 0.1). cpu: a share of serve.num_cpus (left out: 0.7).
     prometheus: as much of the query's value as is one copy's. Not for ongoing."""
     query: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """A PromQL query with one value, for metric: prometheus, asked at cluster.yaml's prometheus.url."""
@@ -70,9 +70,6 @@ class Autoscale(Section):
     """Requests that wait at the gateways while no copy is up; the next is answered 429 with Retry-After."""
     hold_s: Annotated[float, Field(gt=0, le=86_400)] = 120
     """How long they wait at most, on top of serve.request_timeout_s; then they are answered 429 with Retry-After."""
-    spare_workers: Annotated[int, Field(ge=0, le=64)] = 0
-    """Processes kept ready that have the task's libraries imported but no model, on nodes of CPUs: a copy starts in one
-    of them seconds sooner. Each holds some hundred MB."""
     schedule: list[Window] = []
     """Windows of the week with more copies."""
 
@@ -82,7 +79,7 @@ class Autoscale(Section):
             raise ValueError(
                 f"target: {self.target:g}: metric ongoing aims at serve.target_ongoing_requests; write the number there"
             )
-        if self.metric in ("cpu", "gpu") and self.target is not None and self.target > 1:
+        if self.metric == "cpu" and self.target is not None and self.target > 1:
             raise ValueError(f"target: {self.target:g}: metric {self.metric} wants a share of 1, e.g. 0.7")
         if self.metric == "prometheus" and (self.query is None or self.target is None):
             gone = "query" if self.query is None else "target"
@@ -122,25 +119,13 @@ def check(autoscale: Autoscale, *, min_replicas: int, max_replicas: int) -> None
                 )
 
 
-def check_task(autoscale: Autoscale, *, task: str, num_cpus: float, gpus: float) -> None:
+def check_task(autoscale: Autoscale, *, task: str, num_cpus: float) -> None:
     """Raise ValueError where a task's copies cannot tell of the metric."""
     metric = autoscale.metric
     if task == "text-generation" and metric in ("queue_time", "cpu"):
         raise ValueError(
             f"serve.autoscale.metric: {metric}: an engine of text-generation has its own queue and processes; write "
-            "ongoing, gpu or prometheus"
+            "ongoing or prometheus"
         )
-    if task == "text-generation" and autoscale.spare_workers:
-        raise ValueError(
-            f"serve.autoscale.spare_workers: {autoscale.spare_workers}: an engine of text-generation starts processes "
-            "of its own; leave it out"
-        )
-    if autoscale.spare_workers and gpus > 0:
-        raise ValueError(
-            f"serve.autoscale.spare_workers: {autoscale.spare_workers}: Ray takes no waiting process for a copy with "
-            "GPUs (serve.num_gpus); leave it out"
-        )
-    if metric == "gpu" and gpus == 0:
-        raise ValueError("serve.autoscale.metric: gpu: copies have no GPU; raise serve.num_gpus, or write cpu")
     if metric == "cpu" and num_cpus == 0:
         raise ValueError("serve.autoscale.metric: cpu: copies have no core of their own; raise serve.num_cpus")

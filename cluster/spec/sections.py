@@ -210,7 +210,7 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _scales_by_what_is_known(self) -> Spec:
-        scaling.check_task(self.serve.autoscale, task=self.task, num_cpus=self.serve.num_cpus, gpus=self.serve.num_gpus)
+        scaling.check_task(self.serve.autoscale, task=self.task, num_cpus=self.serve.num_cpus)
         return self
 
     @field_validator("model")

@@ -128,7 +128,8 @@ async def hold(errand: Errand, load: Load, waiting: Waiting) -> int | None:
             return waiting.left(errand.application)
         errand.held_until = began + model.get("hold_s", HOLD_S)
     limit = errand.limit
-    left = None if limit is None or (when := limit.when()) is None else when - began
+    when = None if limit is None else limit.when()
+    left = None if when is None else when - began
     if limit is not None:
         limit.reschedule(None)
     load.held += 1

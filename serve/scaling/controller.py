@@ -7,13 +7,10 @@ has.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from dataclasses import dataclass
 from typing import Any
-
-from serve.scaling.spares import Spares
 
 STALE_S = 5.0  # an application whose policy was not called for so long is gone
 RETRY_S = 0.5
@@ -55,7 +52,6 @@ class Wanted:
 
         from serve.keeper import keeper
 
-        spares = Spares()
         while told := self._current():
             self._fresh.clear()
             applications = {
@@ -64,14 +60,12 @@ class Wanted:
             }
             try:
                 # It answers when a number changes, or after a second.
-                answer = ray.get(keeper().scale.remote(applications, dict(self._wanted)), timeout=10)
+                answer: Any = ray.get(keeper().scale.remote(applications, dict(self._wanted)), timeout=10)
             except Exception:
                 self._fresh.wait(RETRY_S)
                 continue
             with self._lock:
                 self._wanted = {name: number for name, number in answer.items() if name in self._told}
-            with contextlib.suppress(Exception):
-                spares.keep([one.keys for one in told.values()])
 
     def _current(self) -> dict[str, _Told]:
         """What is told of, without those that are gone; the thread ends where nothing is."""

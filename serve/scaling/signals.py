@@ -98,7 +98,5 @@ class Replicas:
     def _of(self, metric: str, key: str, facts: Mapping[str, Any], num_cpus: float) -> float | None:
         if metric == "queue_time":
             return facts.get("queue_p50_s")
-        if metric == "gpu":
-            return facts.get("gpu")
         used = self._before.get(key, (0.0, 0.0, -1.0))[2]
         return None if used < 0 else used / num_cpus

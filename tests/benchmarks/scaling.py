@@ -1,11 +1,10 @@
-"""Seconds of scaling by part: from load to the second replica's first answer, and from zero to the first answer.
+"""Seconds of scaling by part: from load to a second replica that takes requests, and from zero to the first answer.
 
-    python tests/benchmarks/scaling.py [MODEL_FOLDER] [--rounds 2] [--spares 0 1]
+    python tests/benchmarks/scaling.py [MODEL_FOLDER] [--rounds 2]
 
-Without a folder a BERT of 6 layers x 256 is made, with random weights. One cluster; the same model is served under one
-name for each number of spare processes (serve.autoscale.spare_workers), and they are measured in turn, round after
-round. `decision` is from the first request to the Keeper's decision; `answer` from the replica that listens to the
-first answer that the client has of it. The last line is JSON, with the median of each part.
+Without a folder a BERT of 6 layers x 256 is made, with random weights. `decision` is from the first request to the
+Keeper's decision; `answer` from the replica that listens to the first answer that the client has of it. The last line
+is JSON, with the median of each part.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--spares", type=int, nargs="*", default=[0, 1])
     arguments = parser.parse_args()
 
     with ExitStack() as stack:
@@ -47,15 +45,13 @@ def main() -> None:
         cluster = stack.enter_context(connect.session())
         results: dict[str, list[dict[str, float]]] = {}
         for _ in range(arguments.rounds):
-            for spares in arguments.spares:
-                url = _deploy(cluster, folder, spares)
-                _until(cluster, up=0)
-                time.sleep(12 if spares else 1)  # the spare one is made ready beside what is served, not under load
-                for what, up in (("zero to first answer", 1), ("load to second replica", 2)):
-                    found = asyncio.run(_measure(cluster, url, up))
-                    results.setdefault(f"{what}, {spares} spare", []).append(found)
-                    print(f"{what}, {spares} spare: {_text(found)}", flush=True)
-                _remove(cluster)
+            url = _deploy(cluster, folder)
+            _until(cluster, up=0)
+            for what, up in (("zero to first answer", 1), ("load to second replica", 2)):
+                found = asyncio.run(_measure(cluster, url, up))
+                results.setdefault(what, []).append(found)
+                print(f"{what}: {_text(found)}", flush=True)
+            _remove(cluster)
 
     medians = {
         what: {part: round(statistics.median(run.get(part, 0.0) for run in runs), 2) for part in NAMES}
@@ -74,11 +70,11 @@ def _make(folder: Path) -> Path:
     return bert(folder, hidden=256, layers=6)
 
 
-def _deploy(cluster: Cluster, folder: Path, spares: int) -> str:
+def _deploy(cluster: Cluster, folder: Path) -> str:
     from cluster.spec import parse
     from serve import run
 
-    scale = {"idle_s": 3, "downscale_delay_s": 2, "spare_workers": spares}
+    scale = {"idle_s": 3, "downscale_delay_s": 2}
     serve = {"num_cpus": 0.5, "min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2, "autoscale": scale}
     text = f"name: scaled\ntask: text-classification\nmodel: {folder}\nserve: {json.dumps(serve)}"
     return run.deploy(parse(text), model_uri="models:/scaled/1", folder=folder, cluster=cluster).url
