@@ -123,10 +123,11 @@ async def hold(errand: Errand, load: Load, waiting: Waiting) -> int | None:
     """
     loop, model = asyncio.get_running_loop(), errand.model
     began = loop.time()
-    if errand.held_until is None:
+    until = errand.held_until
+    if until is None:
         if load.held >= -(-model.get("max_held", MAX_HELD) // waiting.sharing):
             return waiting.left(errand.application)
-        errand.held_until = began + model.get("hold_s", HOLD_S)
+        until = errand.held_until = began + model.get("hold_s", HOLD_S)
     limit = errand.limit
     when = None if limit is None else limit.when()
     left = None if when is None else when - began
@@ -138,7 +139,7 @@ async def hold(errand: Errand, load: Load, waiting: Waiting) -> int | None:
     waiting.admit(errand.application)
     try:
         either = [one for one in (gone, turn) if one is not None]
-        rest = max(0, errand.held_until - began)
+        rest = max(0, until - began)
         await asyncio.wait(either, timeout=rest, return_when=asyncio.FIRST_COMPLETED)
         if gone is not None and gone.done():
             raise Disconnected
