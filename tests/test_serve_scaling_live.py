@@ -69,7 +69,14 @@ def until(cluster, right, wait_s=60):
 
 async def ask(url, values, stop=None):
     """Every value posted by a client of its own, once, or again and again until `stop()`: a counter of statuses."""
-    seen = collections.Counter()
+    seen, ended = collections.Counter(), asyncio.Event()
+
+    async def watch():
+        # In a thread: whoever asks for the state must not keep the clients from asking.
+        while stop is not None and not await asyncio.to_thread(stop):
+            await asyncio.sleep(0.2)
+        ended.set()
+
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(180)) as session:
 
         async def one(value):
@@ -79,10 +86,10 @@ async def ask(url, values, stop=None):
                     seen[answer.status if answer.status == 200 else (answer.status, body["error_type"])] += 1
                     if answer.status == 429:
                         assert 1 <= int(answer.headers["retry-after"]) <= 60
-                if stop is None or stop():
+                if stop is None or ended.is_set():
                     return
 
-        await asyncio.gather(*(one(value) for value in values))
+        await asyncio.gather(watch(), *(one(value) for value in values))
     return seen
 
 

@@ -33,7 +33,7 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
         with Output(as_json=as_json) as out:
             return out.result(*jobs.status(jobs.on_which(on, run or "status"), run))
     from cluster import connect
-    from cluster.cli import rollout
+    from cluster.cli import rollout, scaling
     from cluster.errors import ClusterGone
     from cluster.registry import Registry
     from cluster.settings import home
@@ -42,11 +42,13 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
     cluster = connect.running()
     served: list[dict[str, Any]] = []
     rollouts: list[str] = []
+    scaled: list[str] = []
     trouble = ""
     if cluster is not None:
         try:
             served = rollout.joined([vars(endpoint) for endpoint in endpoints(cluster)], cluster)
             rollouts = [f"roll-out  {row['name']}: {rollout.words(row['rollout'])}" for row in served if row["rollout"]]
+            scaled = scaling.joined(served, cluster)
         except ClusterGone as error:
             trouble = str(error)
     runs = [_run(run) for run in Registry().runs(limit=8)] if any(home().glob("mlflow.db")) else []
@@ -65,7 +67,7 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
     if served:
         rows = [[row["name"], row["task"], row["state"], row["replicas"], row["version"], row["url"]] for row in served]
         lines += ["", table(["served", "task", "state", "replicas", "version", "url"], rows)]
-        lines += rollouts
+        lines += rollouts + scaled
     if runs:
         rows = [[row["name"], row["run"][:12], row["status"], row["step"], row["started"]] for row in runs]
         lines += ["", table(["run of", "id", "status", "step", "started"], rows)]

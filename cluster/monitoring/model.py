@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.monitoring.names import (
     BATCH_SIZE,
+    HELD,
     IN_FLIGHT,
     INPUTS,
     LATENCY,
@@ -12,12 +13,15 @@ from cluster.monitoring.names import (
     PADDING,
     PASS_SECONDS,
     QUEUE_SECONDS,
+    REPLICAS_UP,
+    REPLICAS_WANTED,
     REQUESTS,
     ROLL_BACKS,
     ROLLOUT_AGREEMENT,
     ROLLOUT_LATENCY,
     ROLLOUT_REQUESTS,
     ROLLOUT_WEIGHT,
+    START,
     TOKENS,
     TRAINING_LOSS,
     VALIDATION_LOSS,
@@ -72,15 +76,11 @@ REQUEST = Row(
         ),
         Panel(
             "In flight and waiting",
-            "Passed on and not answered yet; waiting are those that no replica works on.",
+            "Passed on and not answered yet; waiting are those of them that no replica can take yet.",
             "short",
             (
                 Query(f"sum({IN_FLIGHT.series}{_MINE})", "in flight"),
-                Query(
-                    f"clamp_min(sum({IN_FLIGHT.series}{_MINE}) "
-                    f"- sum(ray_serve_replica_processing_queries{_APPLICATION}), 0)",
-                    "waiting",
-                ),
+                Query(f"max({HELD.series}{_MINE})", "waiting"),
             ),
             width=12,
         ),
@@ -92,18 +92,18 @@ REPLICAS = Row(
     (
         Panel(
             "Replicas",
-            "Those that are healthy, and how many the autoscaler (or the file) wants.",
+            "Those that take requests, and how many there should be by load and schedule.",
             "short",
             (
-                Query(f"sum(ray_serve_deployment_replica_healthy{_APPLICATION}) or vector(0)", "healthy"),
-                Query(f"max(ray_serve_autoscaling_target_replicas{_APPLICATION})", "wanted"),
+                Query(f"max({REPLICAS_UP.series}{_MINE})", "up"),
+                Query(f"max({REPLICAS_WANTED.series}{_MINE})", "wanted"),
             ),
         ),
         Panel(
             "Busy",
-            "Share of the requests a replica takes at once (serve.max_ongoing_requests) that it works on.",
-            "percent",
-            (Query(f"ray_serve_replica_utilization_percent{_APPLICATION}", "{{replica}}"),),
+            "Requests that a replica has in hand, of serve.max_ongoing_requests.",
+            "short",
+            (Query(f"sum({IN_FLIGHT.series}{_MINE}) / max({REPLICAS_UP.series}{_MINE})", "a replica"),),
         ),
         Panel(
             "Memory",
@@ -117,10 +117,15 @@ REPLICAS = Row(
             ),
         ),
         Panel(
-            "Latency in the replica",
-            "Without the gateway and the way there.",
-            "ms",
-            quantiles("ray_serve_deployment_processing_latency_ms_bucket", _APPLICATION),
+            "Start of a replica",
+            "Seconds of its parts, at the median of the last hour: from the decision to the first request it can take.",
+            "s",
+            (
+                Query(
+                    f"histogram_quantile(0.5, sum by (le, part) (increase({START.series}{_MINE}[1h])))",
+                    "{{part}}",
+                ),
+            ),
         ),
         Panel(
             "Batch size",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from cluster.monitoring.names import (
+    HELD,
     IN_FLIGHT,
     LATENCY,
+    REPLICAS_UP,
     REQUESTS,
     TRAINING_LOSS,
     TRAINING_RUNNING,
@@ -143,21 +145,15 @@ SERVING = Row(
         ),
         Panel(
             "Replicas",
-            "Healthy replicas of each model.",
+            "Replicas of each model that take requests.",
             "short",
-            (Query(f"sum by (application) (ray_serve_deployment_replica_healthy{_MODELS})", "{{application}}"),),
+            (Query(f"max by (model) ({REPLICAS_UP.series})", "{{model}}"),),
         ),
         Panel(
-            "At the proxy",
-            "What HAProxy answered clients, by status: what never reached the gateway is in no other panel.",
-            "reqps",
-            (
-                Query(
-                    "sum by (status_code) (rate(ray_serve_num_http_requests_total"
-                    '{application="_gateway"}[$__rate_interval]))',
-                    "{{status_code}}",
-                ),
-            ),
+            "Waiting",
+            "Requests that wait at the gateways until a replica can take them.",
+            "short",
+            (Query(f"max by (model) ({HELD.series})", "{{model}}"),),
         ),
         Panel(
             "Tokens",
