@@ -58,30 +58,20 @@ def deploy(
     its place when it answers. Raises InputError where the task cannot be served, RunFailed with the replica's own
     message where the model does not start within `wait_s` seconds; what was served before then goes on.
     """
-    row = tasks.servable(spec)
-    described = {
-        "task": row.name,
-        "version": model_uri,
-        "request": row.request,
-        "response": row.response,
-        "timeout_s": spec.serve.request_timeout_s,
-        "idempotent": spec.serve.idempotent,
-        **({"private": True} if spec.serve.private else {}),
-        **scaling.held(spec),
-    }
+    about = described(spec, model_uri)
     stage = f"serve {spec.name}"
-    found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if row.name == engine.TASK else None
+    found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if spec.task == engine.TASK else None
 
     # The application, and beside it the gateway where none runs yet.
     with Change(cluster) as change:
         if found is not None:
-            place = language.place(spec, found, change, described)
+            place = language.place(spec, found, change, about)
         elif spec.serve.shared:
-            place = sharing.place(spec, change, described, model_uri=model_uri, folder=folder.resolve())
+            place = sharing.place(spec, change, about, model_uri=model_uri, folder=folder.resolve())
         else:
             attempt = change.attempt(spec.name)
             wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
-            place = language.Place(spec.name, spec.name, wanted, {spec.name: described})
+            place = language.Place(spec.name, spec.name, wanted, {spec.name: about})
         name = place.application
         before = None if change.failed(name) else change.before.get(name)
         change.applications[name] = place.wanted
@@ -122,6 +112,22 @@ def deploy(
                 change.applications.pop(place.name, None)
     progress(stage, 3, 3, "answering")
     return find(place.name, cluster)
+
+
+def described(spec: Spec, model_uri: str) -> dict[str, Any]:
+    """What the gateway is told of a model that has an application of its own. Raises InputError where its task cannot
+    be served."""
+    row = tasks.servable(spec)
+    return {
+        "task": row.name,
+        "version": model_uri,
+        "request": row.request,
+        "response": row.response,
+        "timeout_s": spec.serve.request_timeout_s,
+        "idempotent": spec.serve.idempotent,
+        **({"private": True} if spec.serve.private else {}),
+        **scaling.held(spec),
+    }
 
 
 def find(name: str, cluster: Cluster) -> Endpoint:

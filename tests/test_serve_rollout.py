@@ -49,6 +49,9 @@ def test_a_session_is_a_client_within_a_key_and_nobody_is_by_chance():
     assert client([key]) != client([(b"authorization", b"Bearer b")])
     assert client([key, session]) == client([session, key]) == client([session])
     assert client([session]) != client([(b"authorization", b"s")])
+    rotated = (b"authorization", b"Bearer b")
+    assert client([key], "k1") == client([rotated], "k1") != client([key], "k2")
+    assert client([key, session], "k1") == client([session])
     random.seed(1)
     places = [place(client([(b"accept", b"*/*")]), "v") for _ in range(2000)]
     assert sum(one < 0.1 for one in places) / 2000 == pytest.approx(0.1, abs=0.03)
@@ -282,6 +285,8 @@ def test_wrong_keys_say_what_to_write():
     for wrong in ("canary: 1.1", "for_s: 0", "promote: never", "weight: 0.1", "min_requests: true"):
         with pytest.raises(InputError, match=rf"serve\.rollout\.{wrong.partition(':')[0]}"):
             parse(head + f"task: text-classification\nserve: {{rollout: {{{wrong}}}}}")
+    with pytest.raises(InputError, match=r"serve\.rollout: beside shared: small there are no copies of one version"):
+        parse(head + "task: text-classification\nserve: {shared: small, rollout: {}}")
     spec = parse(head + "task: text-classification\nserve: {rollout: {}}")
     assert spec.serve.rollout == Rollout()
     assert parse(head + "task: text-classification").serve.rollout is None

@@ -182,6 +182,11 @@ class Serve(Section):
     def _shared_copies_are_not_of_this_file(self) -> Serve:
         own = {"min_replicas", "max_replicas", "target_ongoing_requests", "num_cpus", "num_gpus", "node_pool"}
         own |= {"max_memory_gb"}
+        if self.shared and self.rollout is not None:
+            raise ValueError(
+                f"serve.rollout: beside shared: {self.shared} there are no copies of one version alone; leave one of "
+                "both out"
+            )
         if self.shared and (set_here := sorted(own & self.model_fields_set)):
             raise ValueError(
                 f"serve.shared: {self.shared}: how many copies there are and what they get stands in cluster.yaml, "

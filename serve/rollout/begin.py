@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster import tasks
 from cluster.errors import RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import model_application
@@ -62,7 +61,6 @@ def deploy(
 
 def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress: Progress, wait_s: float) -> None:
     assert spec.serve.rollout is not None
-    row = tasks.servable(spec)
     name, beside = spec.name, spec.name + entry.NEXT
     stage = f"roll-out {name}"
 
@@ -100,8 +98,7 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
             "home": str(cluster.home),
             "tracking_uri": tracking_uri(),
         }
-        described = {"task": row.name, "version": model_uri, "request": row.request, "response": row.response}
-        told = {**model, **described, "timeout_s": spec.serve.request_timeout_s}
+        told = run.described(spec, model_uri)
         whole = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()))
         found = {**found, "told": told, "wanted": whole, "keys": spec.serve.rollout.model_dump()}
         change.tell_gateway({**models, name: {**model, "rollout": found}})
@@ -113,17 +110,12 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
 def _application(spec: Spec, model_uri: str, folder: Path, name: str, attempt: int) -> dict[str, Any]:
     """The new version's own application: for its share of the load, and never without a replica."""
     assert spec.serve.rollout is not None
-    share = max(spec.serve.rollout.canary, spec.serve.rollout.shadow)
-    wanted = model_application(spec, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
-    wanted |= {"name": name, "route_prefix": f"/m/{name}"}
-    options = wanted["deployments"][0]
-    if "num_replicas" in options:
-        options["num_replicas"] = max(1, math.ceil(options["num_replicas"] * share))
-    else:
-        scaling = options["autoscaling_config"]
-        scaling["min_replicas"] = max(1, math.ceil(scaling["min_replicas"] * share))
-        scaling["initial_replicas"] = scaling["min_replicas"]
-    return wanted
+    serve, share = spec.serve, max(spec.serve.rollout.canary, spec.serve.rollout.shadow)
+    least = max(1, math.ceil(serve.min_replicas * share))
+    most = least if serve.min_replicas == serve.max_replicas else serve.max_replicas
+    smaller = spec.model_copy(update={"serve": serve.model_copy(update={"min_replicas": least, "max_replicas": most})})
+    wanted = model_application(smaller, model_uri=model_uri, folder=str(folder.resolve()), attempt=attempt)
+    return {**wanted, "name": name, "route_prefix": f"/m/{name}"}
 
 
 def _wait_up(application: str, cluster: Cluster, wait_s: float = 60) -> None:

@@ -9,15 +9,16 @@ from collections.abc import Iterable
 SESSION = b"x-shoal-session"
 
 
-def client(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """What a client is known by: its session, where it says one, else its key; empty where there is neither."""
-    key = b""
+def client(headers: Iterable[tuple[bytes, bytes]], key_id: str = "") -> bytes:
+    """What a client is known by: its session, where it says one, else its key; empty where there is neither. `key_id`
+    is what a key is known by however often it was rotated, where keys are asked for."""
+    key = key_id and b"key id " + key_id.encode()
     for name, value in headers:
         if name == SESSION:
             return b"session " + value
-        if name == b"authorization":
+        if name == b"authorization" and not key:
             key = b"key " + value
-    return key
+    return key or b""
 
 
 def place(who: bytes, version: str) -> float:

@@ -14,8 +14,10 @@ from typing import Any
 
 from cluster.monitoring.rollout import Versions
 from serve.asgi import Disconnected, Message, Send
+from serve.gateway import visit
 from serve.gateway.body import Body
 from serve.gateway.forward import WHOLE_BYTES, Errand, Forwarder
+from serve.keeper import ask
 from serve.rollout import entry, split
 from serve.rollout.agree import agreement
 from serve.rollout.stats import AGES, Stats
@@ -129,8 +131,6 @@ class Steering:
 
     async def follow(self, gateway: str) -> None:
         """Tell the Keeper what came of the requests and hear what it decided, as long as this lives."""
-        from serve.keeper import keeper
-
         while True:
             await asyncio.sleep(TELL_S)
             if not self.courses:
@@ -138,7 +138,7 @@ class Steering:
             self.versions.flush()
             told = {name: course.told() for name, course in self.courses.items()}
             with contextlib.suppress(Exception):  # it is another one soon, and is told all of it again
-                decided = await keeper().rollouts.remote(gateway, told)
+                decided = await ask("rollouts", gateway, told)
                 for name, verdict in decided.items():
                     if (course := self.courses.get(name)) is not None and course.id == verdict["id"]:
                         course.decided(verdict["state"], verdict["reason"])
@@ -148,7 +148,10 @@ class Steering:
         course = self.courses.get(errand.name)
         if course is None:
             await self.forwarder.send(errand)
-        elif split.place(split.client(errand.scope["headers"]), course.found["version"]) >= course.weight:
+            return
+        ticket = visit.of(errand.scope).ticket
+        who = split.client(errand.scope["headers"], ticket.origin if ticket is not None else "")
+        if split.place(who, course.found["version"]) >= course.weight:
             await self._old(course, errand)
         elif not await self._new(course, errand):
             await self._old(course, errand, instead=True)
@@ -216,7 +219,7 @@ class Steering:
             course.new.answered(seconds)
         elif heard.status >= 500:
             course.new.failed()
-        errand.model, errand.answered_by = course.model, asking.answered_by
+        errand.model, errand.answered_by, errand.asked = course.model, asking.answered_by, asking.asked
         self.versions.note(course.name, course.found["version"], "canary", seconds, failed=heard.status >= 500)
         return True
 
