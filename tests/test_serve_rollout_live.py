@@ -46,6 +46,7 @@ def cluster(tmp_path_factory):
         with connect.session() as found:
             yield found
     finally:
+        connect.down()  # `shoal up` keeps it
         server.stop(home)
         patch.undo()
 
