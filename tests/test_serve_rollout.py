@@ -408,7 +408,7 @@ def test_what_may_not_run_twice_does_not():
 
     async def main():
         async with two(old, answers("broken", 500), canary=1) as (asker, way):
-            answer = await ask(asker, **{"x-shoal-retry": "never"})
+            answer = await ask(asker, 0, **{"x-shoal-retry": "never"})
             assert (answer.status_code, answer.json(), asked) == (500, {"error": "broken"}, [])
             assert way.steering.courses["reviews"].new.errors == 1
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -45,6 +46,7 @@ def cluster(tmp_path_factory):
         with connect.session() as found:
             yield found
     finally:
+        connect.down()  # `shoal up` keeps it
         server.stop(home)
         patch.undo()
 
@@ -128,7 +130,7 @@ def asking(url, clients=12):
             thread.join()
 
 
-def rollout(cluster):
+def rollout(cluster) -> Any:
     return run.find(NAME, cluster).rollout
 
 
@@ -140,7 +142,7 @@ def until(what, seconds=30.0):
     return found
 
 
-def ended(cluster, seconds=60.0):
+def ended(cluster, seconds=60.0) -> Any:
     """The roll-out, once nothing of it is left to do."""
     until(lambda: "application" not in rollout(cluster), seconds)
     until(lambda: f"{NAME}_next" not in read(cluster))

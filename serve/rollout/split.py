@@ -12,13 +12,13 @@ SESSION = b"x-shoal-session"
 def client(headers: Iterable[tuple[bytes, bytes]], key_id: str = "") -> bytes:
     """What a client is known by: its session, where it says one, else its key; empty where there is neither. `key_id`
     is what a key is known by however often it was rotated, where keys are asked for."""
-    key = key_id and b"key id " + key_id.encode()
+    key = b"key id " + key_id.encode() if key_id else b""
     for name, value in headers:
         if name == SESSION:
             return b"session " + value
         if name == b"authorization" and not key:
             key = b"key " + value
-    return key or b""
+    return key
 
 
 def place(who: bytes, version: str) -> float:
