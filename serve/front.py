@@ -2,10 +2,10 @@
 for a request whose first one died.
 
 One actor a node holds the listening socket and HAProxy is its child: where HAProxy dies, the kernel keeps new
-connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, its next life
-gets the socket back from HAProxy. The configuration is made once: the gateways have fixed places (sockets g0, g1, ...),
-a renewed certificate and the list of what may be retried go in through HAProxy's own socket, and nothing is ever
-reloaded.
+connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, HAProxy goes
+on and the actor's next life looks after it; but the socket is HAProxy's alone then. The configuration is made once: the
+gateways have fixed places (sockets g0, g1, ...), a renewed certificate and the list of what may be retried go in by
+HAProxy's own control socket, and nothing is ever reloaded.
 """
 
 from __future__ import annotations
@@ -46,12 +46,16 @@ def configuration(folder: Path, *, descriptor: int, certificate: str | None, max
     and HAProxy's own answers."""
     tls = f" ssl crt {certificate} alpn h2,http/1.1 ssl-min-ver TLSv1.2" if certificate else ""
     errors = "\n".join(f"    errorfile {status} {folder}/{status}.http" for status in _ERRORS if status != 429)
-    servers = "\n".join(f"    server g{slot} unix@{folder}/g{slot}" for slot in range(SLOTS))
+    # A place that nobody has taken would get requests until it has failed its first check: see Front._admit.
+    taken = {slot for slot in range(SLOTS) if (folder / f"g{slot}").exists()}
+    servers = "\n".join(
+        f"    server g{slot} unix@{folder}/g{slot}{'' if slot in taken else ' disabled'}" for slot in range(SLOTS)
+    )
     return f"""global
     maxconn {max_connections}
     nbthread {min(4, os.cpu_count() or 1)}
     tune.bufsize 65536
-    stats socket {folder}/front.sock mode 600 level admin expose-fd listeners
+    stats socket {folder}/front.sock mode 600 level admin
     lua-load {folder}/lease.lua
 defaults
     mode http
@@ -66,6 +70,8 @@ defaults
     timeout queue 10s
     timeout check 2s
     option http-buffer-request
+    # A client that is gone is told of to the gateway, which stops the replica's work.
+    option abortonclose
     option http-no-delay
     option redispatch 1
     retries 3
@@ -176,8 +182,6 @@ class Front:
         if self.process is None:
             # An HAProxy of an earlier life of this actor goes on: it has the socket.
             self.process = _recorded(self.folder / "front.pid")
-            if self.process is not None and self.socket is None:
-                self.socket = control.inherited(self.control, self.listen["port"])
         return self.process is not None and self.process.is_running() and self.process.status() != "zombie"
 
     def _start(self) -> None:
@@ -194,7 +198,8 @@ class Front:
         pem = certificate.write(self.folder, self.listen)
         file = self.folder / "front.cfg"
         number = self.socket.fileno()
-        file.write_text(configuration(self.folder, descriptor=number, certificate=pem))
+        text = configuration(self.folder, descriptor=number, certificate=pem)
+        file.write_text(text)
         with open(self.folder / "front.log", "ab") as log:
             self.child = subprocess.Popen(
                 [_binary(), "-db", "-f", str(file)],
@@ -207,6 +212,20 @@ class Front:
         self.process = psutil.Process(self.child.pid)
         self.starts += 1
         (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+        self._admit(text)
+
+    def _admit(self, text: str) -> None:
+        """Let the places that were empty take part, as ones that are down until a check finds a gateway there."""
+        empty = [line.split()[1] for line in text.splitlines() if line.endswith(" disabled")]
+        words = ";".join(
+            f"set server gateways/{one} state ready;set server gateways/{one} health down" for one in empty
+        )
+        end = time.monotonic() + 5
+        while words and self._alive() and time.monotonic() < end:
+            if not (said := control.say(self.control, words)):
+                return
+            self.trouble = said
+            time.sleep(0.01)
 
     def _renew(self) -> None:
         """Give HAProxy a certificate that was renewed on disk. No connection is touched; a bad one changes nothing."""

@@ -46,7 +46,7 @@ class Seen:
         others = {key: value for key, value in sorted(self.statuses.items(), key=str) if key != 200}
         return (
             f"{what:44} {self.bad:4d} of {self.count:6d} failed {others or ''}; {self.gap():5.2f} s without an answer; "
-            f"p50 {1000 * self.quantile(0.5):.0f} ms, p99 {1000 * self.quantile(0.99):.0f} ms"
+            f"p50 {1000 * self.quantile(0.5):.0f} ms, p99 {1000 * self.quantile(0.99):.0f} ms; by {dict(self.pids)}"
         )
 
 

@@ -58,7 +58,8 @@ class House:
         """Until so many replicas are up and running; their pids."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            found = [one for one in self.up(name) if one["pid"] not in other_than]
+            # The Keeper takes five seconds to miss one that was killed.
+            found = [one for one in self.up(name) if one["pid"] not in other_than and psutil.pid_exists(one["pid"])]
             right = [one for one in found if version is None or one["version"] == version]
             if len(right) == len(found) == replicas and self.answers(name):
                 return [one["pid"] for one in found]
@@ -227,7 +228,7 @@ def test_the_fronts_actor_the_keeper_and_serves_controller_may_die(house):
         time.sleep(2)
     house.tell("kill -9 of HAProxy under a new Front", seen)
     assert house.haproxy() != victim
-    assert seen.bad <= 4
+    assert seen.gap() < 2  # the socket was HAProxy's alone: for a tenth of a second there is none
     house.settle()
 
 

@@ -78,8 +78,12 @@ class Client:
         return dict(self.messages[0]["headers"]).get(b"retry-after")
 
 
+made: list[Forwarder] = []
+
+
 def forwarder(*entries):
     way = Forwarder(Directory(), lambda: b"secret")
+    made.append(way)
     way.directory.update(entries)
     return way
 
@@ -87,6 +91,10 @@ def forwarder(*entries):
 def run(main):
     async def all_of_it():
         await main()
+        while made:
+            way = made.pop()
+            assert all(load.ongoing == load.held == 0 for load in way.loads.values())
+            way.directory.update([])
         await asyncio.sleep(0.05)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not left, left
@@ -238,11 +246,13 @@ def test_a_client_that_leaves_stops_the_replicas_work(tmp_path):
     async def streams(server, reader, writer):
         await server.request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        while not reader.at_eof():
-            writer.write(b"2\r\nab\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.005)
-        stopped.set()
+        try:
+            while not reader.at_eof():
+                writer.write(b"2\r\nab\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        finally:
+            stopped.set()
 
     async def main():
         for script in (slow, streams):
@@ -310,7 +320,8 @@ def test_what_kills_two_replicas_is_poison_and_its_neighbours_live(tmp_path):
                 server.dead = True
             for _ in range(30):
                 if getattr(server, "dead", False):
-                    return writer.transport.abort()
+                    writer.transport.abort()
+                    return
                 await asyncio.sleep(0.005)
             writer.write(OK)
 
