@@ -124,7 +124,9 @@ class Front:
         self.trouble = ""
         self.renewed = 0.0
         self.lock = threading.Lock()
-        threading.Thread(target=self._watch, name="shoal-front", daemon=True).start()
+        self.ended = threading.Event()
+        self.watching = threading.Thread(target=self._watch, name="shoal-front", daemon=True)
+        self.watching.start()
 
     def ready(self, wait_s: float = 30) -> str:
         """ "" once HAProxy listens; else why it does not, after `wait_s` seconds."""
@@ -159,7 +161,7 @@ class Front:
     def _watch(self) -> None:
         """Keep HAProxy running, as long as the actor lives."""
         told = 0.0
-        while True:
+        while not self.ended.wait(POLL_S):
             if time.monotonic() - told > 1:
                 told = time.monotonic()
                 _replace(self.folder / "front.alive", str(int(time.time())))
@@ -170,8 +172,21 @@ class Front:
                     self.trouble = ""
                 except (OSError, RunFailed, InputError) as error:
                     self.trouble = str(error)
-                    time.sleep(1)
-            time.sleep(POLL_S)
+                    self.ended.wait(1)
+
+    def end(self) -> None:
+        """End HAProxy and all that is under way in it. No actor is told to: its HAProxy ends with the cluster."""
+        self.abandon()
+        if self.process is not None and self._alive():
+            self.process.kill()
+            self.process.wait(5)
+        if self.socket is not None:
+            self.socket.close()
+
+    def abandon(self) -> None:
+        """Look after it no more, as when this process was killed."""
+        self.ended.set()
+        self.watching.join()
 
     def _reachable(self) -> str:
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen["host"], self.listen["host"])
