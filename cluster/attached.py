@@ -100,10 +100,11 @@ def entrance(dashboard_url: str, token: str) -> Entrance:
     port = int(listen.get("port") or wanted.port or FIRST_HTTP)
     reachable = host
     if host in _ANYWHERE:
-        # A node that has a gateway; the head's address where there is none yet.
+        # A node that has a gateway, the head where it has one; the head's address where there is none yet.
         replicas = ((found.get("deployments") or {}).get("Gateway") or {}).get("replicas") or []
-        nodes = sorted(each.get("node_ip") or "" for each in replicas if each.get("state") == "RUNNING")
-        reachable = next(filter(None, nodes), urlsplit(dashboard_url).hostname or "127.0.0.1")
+        nodes = sorted(filter(None, (each.get("node_ip") for each in replicas if each.get("state") == "RUNNING")))
+        head = urlsplit(dashboard_url).hostname or "127.0.0.1"
+        reachable = head if head in nodes or not nodes else nodes[0]
     listen = listen or listening(wanted, host, port)
     scheme = "https" if listen.get("certificate") else "http"
     return Entrance(listen, f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}")

@@ -23,6 +23,7 @@ from cluster.guard import undisturbed
 from cluster.progress import Progress, silent
 from cluster.serving import SERVING
 from cluster.settings import Settings
+from cluster.settings.access import checked
 
 TOKEN = "token"  # file in the home
 START_S = 150.0  # the longest a start may take, on a machine that is busy
@@ -78,6 +79,7 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
     progress("start Ray", 0, USUAL_S)
     root = scratch_folder(home)
     # Early and clearly: Ray would fail at it later, with a riddle.
+    checked(settings.access, http_host=settings.http.host)
     for shortage in shortages(home, settings):
         raise InputError(shortage)
     _make_private(root)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import engine
+from cluster.errors import InputError
 from cluster.settings import Http, settings
 from cluster.spec import Serve, Spec
 
@@ -49,6 +50,11 @@ def model_application(
     model is the file's own.
     """
     serve: Serve = spec.serve
+    if serve.private and settings().access.keys != "required":
+        raise InputError(
+            f"serve.private: true: without keys nobody could ask {spec.name}; write access: {{keys: required}} in "
+            "cluster.yaml, or leave private out"
+        )
     language = spec.task == engine.TASK
     if language and adapters is None:
         adapters = {}
@@ -120,12 +126,18 @@ def model_application(
 
 
 def gateway_application(
-    models: dict[str, Any], *, listen: Mapping[str, Any], public_url: str, attempt: int = 0
+    models: dict[str, Any],
+    *,
+    listen: Mapping[str, Any],
+    public_url: str,
+    attempt: int = 0,
+    home: Path | None = None,
 ) -> dict[str, Any]:
     """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
     `listen` is where clients are listened to ({host, port}, and {certificate, key} with TLS), `public_url` where they
-    reach that; no slash at its end."""
-    http = settings().http
+    reach that; no slash at its end. `home` is where it keeps keys, usage and logs; left out, the $SHOAL_HOME there."""
+    found = settings()
+    http = found.http
     return {
         "name": GATEWAY,
         # No proxy of Serve's runs, and there is one application at each prefix.
@@ -147,6 +159,9 @@ def gateway_application(
                     "listen": dict(listen),
                     "public_url": public_url,
                     "max_body_mb": http.max_body_mb,
+                    "access": found.access.model_dump(),
+                    "request_log": found.request_log.model_dump(),
+                    "home": None if home is None else str(home),
                     "models": models,
                 },
             }

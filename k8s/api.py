@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from cluster.errors import ClusterGone, InputError, NotFound, RunFailed, ShoalError
 from cluster.settings.kubernetes import Kubernetes
-from k8s.names import MANAGER, PLURALS
+from k8s.names import CORE, MANAGER, PLURALS
 from k8s.schema import Resource
 
 RAY = ("ray.io", "v1")
@@ -52,8 +52,8 @@ class Api:
         if dry_run:
             options["dry_run"] = "All"
         with self._told(f"apply {kind} {name}"):
-            if kind == "ConfigMap":
-                made = self._core.patch_namespaced_config_map(name, self.namespace, dict(manifest), **options)
+            if kind in CORE:
+                made = self._of_core("patch", kind)(name, self.namespace, dict(manifest), **options)
                 return self.client.sanitize_for_serialization(made)
             changed: Any = self._custom.patch_namespaced_custom_object(
                 *RAY, self.namespace, PLURALS[kind], name, dict(manifest), **options
@@ -66,8 +66,8 @@ class Api:
         """A resource as it stands, None where there is none."""
         with self._told(f"get {kind} {name}"):
             try:
-                if kind == "ConfigMap":
-                    found = self._core.read_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S)
+                if kind in CORE:
+                    found = self._of_core("read", kind)(name, self.namespace, _request_timeout=TIMEOUT_S)
                     return self.client.sanitize_for_serialization(found)
                 one: Any = self._custom.get_namespaced_custom_object(
                     *RAY, self.namespace, PLURALS[kind], name, _request_timeout=TIMEOUT_S
@@ -83,19 +83,21 @@ class Api:
         with self._told(f"list {kind}s"):
             options: dict[str, Any] = {"label_selector": selector, "_request_timeout": TIMEOUT_S}
             found: Any
-            if kind in ("RayJob", "RayService"):
+            if kind not in CORE:
                 found = self._custom.list_namespaced_custom_object(*RAY, self.namespace, PLURALS[kind], **options)
             else:
-                call = self._core.list_namespaced_pod if kind == "Pod" else self._core.list_namespaced_config_map
-                found = self.client.sanitize_for_serialization(call(self.namespace, **options))
+                listed = self._of_core("list", kind)(self.namespace, **options)
+                found = self.client.sanitize_for_serialization(listed)
         return sorted(found["items"], key=lambda one: one["metadata"]["name"])
 
     def delete(self, kind: str, name: str) -> None:
         """Delete a resource; what KubeRay made for it goes with it. Nothing where it is gone already."""
         with self._told(f"delete {kind} {name}"):
             try:
-                if kind == "ConfigMap":
-                    self._core.delete_namespaced_config_map(name, self.namespace, _request_timeout=TIMEOUT_S)
+                if kind in CORE:
+                    # The answer is a Status from some servers and the object from others; the client fails on one.
+                    options: dict[str, Any] = {"_request_timeout": TIMEOUT_S, "_preload_content": False}
+                    self._of_core("delete", kind)(name, self.namespace, **options)
                 else:
                     self._custom.delete_namespaced_custom_object(
                         *RAY, self.namespace, PLURALS[kind], name, _request_timeout=TIMEOUT_S
@@ -110,7 +112,7 @@ class Api:
         Raises InputError where KubeRay is not installed.
         """
         found: dict[str, Resource] = {}
-        for kind in sorted(set(kinds) - {"ConfigMap"}):
+        for kind in sorted(set(kinds) - set(CORE)):
             name = f"{PLURALS[kind]}.ray.io"
             with self._told(f"get CustomResourceDefinition {name}"):
                 try:
@@ -125,6 +127,11 @@ class Api:
                         raise
                     raise InputError(f"{self.host} has no {kind} (ray.io/v1); {INSTALL}") from None
         return found
+
+    def _of_core(self, verb: str, kind: str) -> Any:
+        """The client's call for a kind of Kubernetes' own."""
+        word = {"ConfigMap": "config_map", "Service": "service", "Pod": "pod"}[kind]
+        return getattr(self._core, f"{verb}_namespaced_{word}")
 
     @contextlib.contextmanager
     def _told(self, purpose: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from cluster.progress import Progress, silent
 from k8s import state
 from k8s.api import Api
 from k8s.check import check
-from k8s.names import INSTANCE, MANAGED_BY, MANAGER
+from k8s.names import CORE, INSTANCE, MANAGED_BY, MANAGER
 
 POLL_S = 1.0
 READY_S = 1800.0  # the longest a service may take: images, nodes and models come first
@@ -106,7 +106,7 @@ def status(api: Api, manifests: Sequence[Manifest]) -> list[dict[str, Any]]:
     """What stands on the cluster of what is rendered: kind, name, state, message and pods of each; nothing waits."""
     rows: list[dict[str, Any]] = []
     for kind, selector in selectors(manifests):
-        if kind == "ConfigMap":
+        if kind in CORE:
             continue
         for found in api.list(kind, selector):
             now = state.read({**found, "kind": kind})
@@ -130,7 +130,7 @@ def delete(
     Returns kind and name of each. Raises RunFailed where something stays, naming what holds it."""
     removed: list[tuple[str, str]] = []
     # What serves goes first, and what pods read last.
-    order = {"RayService": 0, "RayJob": 1, "ConfigMap": 2}
+    order = {"RayService": 0, "Service": 1, "RayJob": 2, "ConfigMap": 3}
     for kind, selector in sorted(selectors(manifests), key=lambda pair: order[pair[0]]):
         for found in api.list(kind, selector):
             name = found["metadata"]["name"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.errors import InputError
 from k8s import rules
-from k8s.names import PLURALS
+from k8s.names import CORE, PLURALS
 from k8s.schema import Resource
 
 KUBERNETES = "1.37"  # the newest that kubernetes-validate knows of
@@ -53,7 +53,7 @@ def read_crds(folder: str, kinds: Iterable[str]) -> dict[str, Resource]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found: dict[str, Resource] = {}
-    for kind in sorted(set(kinds) - {"ConfigMap"}):
+    for kind in sorted(set(kinds) - set(CORE)):
         path = Path(folder) / f"ray.io_{PLURALS[kind]}.yaml"
         try:
             text = path.read_bytes()

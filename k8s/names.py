@@ -10,12 +10,21 @@ HOME = "/var/lib/shoal"  # $SHOAL_HOME of every pod: where the model cache is mo
 FILES = "/etc/shoal"  # where the files of the models are mounted
 MANAGER = "shoal"  # the owner of every field that is applied
 
-PLURALS = {"RayJob": "rayjobs", "RayService": "rayservices", "ConfigMap": "configmaps", "Pod": "pods"}
+PLURALS = {
+    "RayJob": "rayjobs",
+    "RayService": "rayservices",
+    "ConfigMap": "configmaps",
+    "Service": "services",
+    "Pod": "pods",
+}
+CORE = ("ConfigMap", "Service", "Pod")  # kinds of Kubernetes' own
 
 MANAGED_BY = "app.kubernetes.io/managed-by"
 # Which files something was made from: what `delete` goes by, so that the jobs of earlier versions of a file go as well.
 INSTANCE = "app.kubernetes.io/instance"
 POOL = "shoal.dev/pool"
+# On the gateway's pods, with the service's name: what our Service goes by. KubeRay's own takes every pod that is ready.
+GATEWAY = "shoal.dev/gateway"
 
 # KubeRay takes six characters for the names of its Ray clusters and ten for those of their Services, of 63.
 MOST = 47

@@ -9,10 +9,12 @@ from typing import Any
 from cluster.serving import SERVING
 from cluster.settings.kubernetes import Head, Kubernetes, NodePool, Toleration
 from k8s.names import FILES, HOME, POOL
+from k8s.pools import GATEWAY as GATEWAY_POOL
 from k8s.pools import Choice
 
 RAY_VERSION = "2.60.0"
 SERVE_PORT = 8000
+AGENT_PORT = 52365  # Ray's agent on each node, where KubeRay looks as well
 IDLE_S = 60  # a worker pod without work goes after so many seconds
 
 _USER = 1000  # the Containerfile's
@@ -79,11 +81,14 @@ def _workers(kube: Kubernetes, choice: Choice, files: str, *, serves: bool) -> d
     # Nothing on a worker asks the API server anything.
     template["spec"]["automountServiceAccountToken"] = False
     if serves:
-        # Ready is what has a proxy with an application behind it, asked by the kubelet itself. KubeRay would run wget
-        # in the pod for that, which takes longer than its timeout where the cores are busy; its liveness probe stays.
-        # The head gets no such probe: KubeRay waits for a ready head before it hands over the applications.
+        # Asked by the kubelet itself. KubeRay would run wget in the pod for that, and for a proxy that none has; its
+        # liveness probe stays. The gateway's pods are ready once every model has been up there, those of models when
+        # Ray is. The head gets no such probe: KubeRay waits for a ready head before it hands over the applications.
+        place = {"path": "/-/ready", "port": SERVE_PORT}
+        if choice.name != GATEWAY_POOL:
+            place = {"path": "/api/local_raylet_healthz", "port": AGENT_PORT}
         template["spec"]["containers"][0]["readinessProbe"] = {
-            "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
+            "httpGet": place,
             "periodSeconds": 5,
             "timeoutSeconds": 5,
             "failureThreshold": 2,

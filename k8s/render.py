@@ -18,6 +18,7 @@ from cluster.spec import Spec
 from k8s import pools, reach
 from k8s.documents import to_yaml
 from k8s.names import FILES, POOL, digest, labels, resource_name
+from k8s.names import GATEWAY as GATEWAY_MARK
 from k8s.pods import SERVE_PORT, one_pod, ray_cluster, submitter
 from k8s.served import served
 
@@ -118,6 +119,7 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
         applications.append(application)
         models |= told
     marks = labels(name, "serve")
+    entrance = {GATEWAY_MARK: name}
     metadata = _metadata(name, kube, marks, [spec.name for spec in specs])
     files = f"{name}-files"
     data = {"cluster.yaml": _cluster_yaml(kube)}
@@ -127,8 +129,18 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
     # Pods read the ConfigMap when they start: where it changes they are to be others.
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["template"]["metadata"] = {"annotations": {"shoal.dev/files": digest(data)}}
+    cluster["workerGroupSpecs"][0]["template"]["metadata"]["labels"] = entrance
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "name": files}, "data": data},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {**metadata, "name": service_name(name)},
+            "spec": {
+                "selector": entrance,
+                "ports": [{"name": "http", "protocol": "TCP", "port": SERVE_PORT, "targetPort": "serve"}],
+            },
+        },
         {
             "apiVersion": "ray.io/v1",
             "kind": "RayService",
@@ -159,9 +171,14 @@ def _serve_config(
     }
 
 
+def service_name(service: str) -> str:
+    """The Service before a RayService's gateways. The one that KubeRay makes sends to every pod of the cluster."""
+    return f"{service}-gateway"
+
+
 def url(service: str, namespace: str | None) -> str:
-    """Where a RayService answers within the Kubernetes cluster, by the Service that KubeRay makes."""
-    host = f"{service}-serve-svc"
+    """Where a RayService answers within the Kubernetes cluster."""
+    host = service_name(service)
     return f"http://{f'{host}.{namespace}.svc' if namespace else host}:{SERVE_PORT}"
 
 

@@ -30,6 +30,7 @@ def served(spec: Spec, *, attempt: int) -> tuple[dict[str, Any], dict[str, Any]]
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
+        **({"private": True} if spec.serve.private else {}),
     }
     if row.name != engine.TASK or not engine.adapted(spec):
         application = model_application(spec, model_uri=version, folder=version, attempt=attempt)

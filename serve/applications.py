@@ -64,6 +64,7 @@ class Change:
             listen=self.cluster.listen,
             public_url=self.cluster.http_url,
             attempt=self.attempt(GATEWAY),
+            home=self.cluster.home,
         )
 
     def models(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,8 @@ class Looking:
 class Keeper:
     """The actor. All methods run in its one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_up: Callable[[str], bool] | None = None) -> None:
+        self.is_up = is_up or _is_up
         self.entries: dict[str, Entry] = {}
         self.gateways: dict[str, Looking] = {}
         self.version = 1
@@ -62,6 +64,9 @@ class Keeper:
 
     async def hello(self, said: dict[str, Any], facts: dict[str, Any]) -> None:
         """A replica is there: {id, application, address, node, pid, version}, and how it is."""
+        entry = self.entries.get(said["id"])
+        if (entry is None or entry.state == "lost") and not await asyncio.to_thread(self.is_up, said["node"]):
+            return  # its host was cut off and is back: Ray and Serve have given it up, and it ends in a moment
         entry = self.entries.get(said["id"])
         if entry is None:
             entry = self.entries[said["id"]] = Entry(said, facts, time.monotonic())
@@ -172,9 +177,17 @@ class Keeper:
             del self.gateways[name]
 
 
+def _is_up(node: str) -> bool:
+    """Whether a node is one of the cluster, as Ray knows it."""
+    import ray
+
+    return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+
+
 def keeper() -> Any:
-    """The actor's handle; the first who asks makes it. It lives until its cluster ends. Asks Ray's control service, and
-    waits for that as long as it is away: a loop uses `ask`."""
+    """The actor's handle; the first who asks makes it, on the head, where it is reached as long as Ray itself is. It
+    lives until its cluster ends. Asks Ray's control service, and waits for that as long as it is away: a loop uses
+    `ask`."""
     import ray
 
     return (
@@ -185,6 +198,7 @@ def keeper() -> Any:
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,
+            resources={"node:__internal_head__": 0.001},
             max_restarts=-1,
             max_concurrency=10_000,
         )

@@ -40,6 +40,13 @@ def secret() -> bytes:
     return hmac.new(token().encode(), b"shoal data plane", hashlib.sha256).hexdigest().encode()
 
 
+def operator() -> str:
+    """The cluster's own token; empty where it has none."""
+    from cluster.attached import token
+
+    return token()
+
+
 def is_operator(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a request shows the cluster's own token. Everybody does where the cluster has none."""
     from cluster.attached import token

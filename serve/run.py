@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from cluster import engine, tasks
+from cluster import attached, engine, tasks
 from cluster.errors import InputError, NotFound, RunFailed
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
@@ -62,6 +63,7 @@ def deploy(
         "response": row.response,
         "timeout_s": spec.serve.request_timeout_s,
         "idempotent": spec.serve.idempotent,
+        **({"private": True} if spec.serve.private else {}),
     }
     stage = f"serve {spec.name}"
     found = language.source(spec, model_uri=model_uri, folder=folder.resolve()) if row.name == engine.TASK else None
@@ -84,6 +86,7 @@ def deploy(
     try:
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
         _wait_running(cluster, name, wait_s, lambda note: progress(stage, 1, 3, note))
+        cluster = _entered(cluster)
         if found is not None:
             length = _wait_adapters(cluster, name, place.name, place.tag)
     except BaseException:
@@ -193,6 +196,18 @@ def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
     """The replicas of an application that take requests, of what `state` told."""
     replicas = told["replicas"] if told is not None else []
     return [one for one in replicas if one["application"] == application and one["state"] == "up"]
+
+
+def _entered(cluster: Cluster, wait_s: float = 120) -> Cluster:
+    """The cluster with the URL of a gateway that runs: which of several hosts have one is Serve's choice."""
+    if urlsplit(cluster.http_url).hostname in ("127.0.0.1", "::1"):
+        return cluster
+    end = time.monotonic() + wait_s
+    while (gateway := read(cluster).get(GATEWAY)) and gateway["status"] != "RUNNING" and time.monotonic() < end:
+        if gateway["status"] == "DEPLOY_FAILED":
+            raise RunFailed(f"the gateway did not start: {_message(gateway)}")
+        time.sleep(POLL_S)
+    return replace(cluster, http_url=attached.entrance(cluster.dashboard_url, cluster.token).url)
 
 
 def _wait_gateway(cluster: Cluster, name: str, right: Callable[[str | None], bool], wait_s: float = 120) -> None:

@@ -52,7 +52,7 @@ class Server:
         return name
 
     def get(self, namespace: str, plural: str, name: str = "") -> Any:
-        group = "/api/v1" if plural in ("configmaps", "pods") else "/apis/ray.io/v1"
+        group = "/api/v1" if plural in ("configmaps", "pods", "services") else "/apis/ray.io/v1"
         return self.call("GET", f"{group}/namespaces/{namespace}/{plural}/{name}".rstrip("/"))
 
     def set_status(self, namespace: str, plural: str, name: str, status: dict[str, Any]) -> None:

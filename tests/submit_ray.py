@@ -37,14 +37,7 @@ class OtherRay:
         self.gcs, self.dashboard, self.http, *rest = ports.pick(9)
         self.url = f"http://127.0.0.1:{self.dashboard}"
         (self.home / "cluster.yaml").write_text(f"http: {{host: 127.0.0.1, port: {self.http}}}\n")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SHOAL_"))}
-        self.env = {
-            **kept,
-            "PATH": f"{BIN}:{kept['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+        self.env = outside(self.token_file)
         inside = {
             **self.env,
             "SHOAL_HOME": str(self.home),
@@ -58,11 +51,11 @@ class OtherRay:
         head += [f"--ray-client-server-port={rest[3]}", f"--temp-dir={self.scratch}/1", "--head"]
         self.nodes = [self._start([*head, *common, f"--dashboard-agent-listen-port={rest[4]}"], inside)]
         try:
-            self._wait(1)
+            wait_for_nodes(self.url, self.token_file, 1, self.folder)
             worker = [f"--address=127.0.0.1:{self.gcs}", *common, f"--dashboard-agent-listen-port={rest[5]}"]
             worker += [f"--temp-dir={self.scratch}/2"]
             self.nodes.append(self._start(worker, inside))
-            self._wait(2)
+            wait_for_nodes(self.url, self.token_file, 2, self.folder)
         except BaseException:
             self.stop()
             raise
@@ -100,18 +93,32 @@ class OtherRay:
                 [str(BIN / "ray"), "start", *options], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
-    def _wait(self, nodes: int) -> None:
-        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"}
-        end, said = time.monotonic() + 120, ""
-        while time.monotonic() < end:
-            try:
-                answer = httpx.get(f"{self.url}/nodes?view=summary", headers=headers, timeout=5, trust_env=False)
-                said = answer.text
-                alive = [each["raylet"]["state"] == "ALIVE" for each in answer.json()["data"]["summary"]]
-                if alive.count(True) == nodes:
-                    return
-            except (httpx.HTTPError, ValueError, KeyError) as error:
-                said = said or str(error)
-            time.sleep(0.3)
-        logs = "\n".join(log.read_text() for log in self.folder.glob("ray-*.log"))
-        raise TimeoutError(f"{nodes} nodes: {said[:500]}\n{logs}")
+
+def outside(token_file: Path) -> dict[str, str]:
+    """The environment of a program that uses a cluster with this token, with nothing of another Ray or home in it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "SHOAL_"))}
+    return {
+        **kept,
+        "PATH": f"{BIN}:{kept['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def wait_for_nodes(url: str, token_file: Path, nodes: int, logs: Path, patience_s: float = 120) -> None:
+    """Until the dashboard at `url` counts so many nodes alive. Raises TimeoutError with what ray-*.log say."""
+    headers = {"Authorization": f"Bearer {token_file.read_text()}"}
+    end, said = time.monotonic() + patience_s, ""
+    while time.monotonic() < end:
+        try:
+            answer = httpx.get(f"{url}/nodes?view=summary", headers=headers, timeout=5, trust_env=False)
+            said = answer.text
+            alive = [each["raylet"]["state"] == "ALIVE" for each in answer.json()["data"]["summary"]]
+            if alive.count(True) == nodes:
+                return
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            said = said or str(error)
+        time.sleep(0.3)
+    texts = "\n".join(log.read_text() for log in logs.glob("ray-*.log"))
+    raise TimeoutError(f"{nodes} nodes: {said[:500]}\n{texts}")

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import train_tiny
+from hosts_netns import Hosts
 from submit_ray import BIN, OtherRay
 from test_cluster_up import FLOWERS, write_iris
 
@@ -38,7 +39,7 @@ train: {epochs: 1, batch_size: 8}
 class Desk:
     """A working directory on a machine that knows the cluster as `other`, and one elsewhere that has but its URL."""
 
-    def __init__(self, folder: Path, ray: OtherRay) -> None:
+    def __init__(self, folder: Path, ray: OtherRay | Hosts) -> None:
         self.folder, self.ray = folder, ray
         self.env = {**ray.env, "SHOAL_HOME": str(folder / "home"), "HOME": str(folder)}
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):

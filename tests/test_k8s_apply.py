@@ -51,7 +51,7 @@ def api_of(
 def names(server: kube_server.Server, namespace: str) -> set[str]:
     found = [
         one["metadata"]["name"]
-        for plural in ("rayjobs", "rayservices", "configmaps")
+        for plural in ("rayjobs", "rayservices", "configmaps", "services")
         for one in server.get(namespace, plural)["items"]
     ]
     return set(found) - {"kube-root-ca.crt"}
@@ -63,7 +63,7 @@ def versions(server: kube_server.Server, namespace: str) -> dict[str, tuple[str,
             one["metadata"]["resourceVersion"],
             one["metadata"].get("generation", 0),
         )
-        for plural in ("rayjobs", "rayservices", "configmaps")
+        for plural in ("rayjobs", "rayservices", "configmaps", "services")
         for one in server.get(namespace, plural)["items"]
     }
 
@@ -112,8 +112,8 @@ def test_up_trains_then_serves_and_again_changes_nothing(
     assert json.loads(again.stdout.splitlines()[-1])["applied"][0] == value["applied"][0]
     assert versions(server, namespace) == before
     kinds = [one["kind"] for one in value["applied"]]
-    assert kinds == ["ConfigMap", "RayJob", "ConfigMap", "RayService"]
-    assert value["services"] == [{"name": "tiny-serve-svc", "url": f"http://tiny-serve-svc.{namespace}.svc:8000"}]
+    assert kinds == ["ConfigMap", "RayJob", "ConfigMap", "Service", "RayService"]
+    assert value["services"] == [{"name": "tiny-gateway", "url": f"http://tiny-gateway.{namespace}.svc:8000"}]
     job, service = (one for one in value["applied"] if one["kind"].startswith("Ray"))
     made = server.get(namespace, "rayjobs", job["name"])
     owners = {(one["manager"], one["operation"]) for one in made["metadata"]["managedFields"]}
@@ -180,7 +180,7 @@ def test_a_field_of_someone_elses_is_theirs(server: kube_server.Server, namespac
     assert versions(server, namespace) == before
     # What we never set stays theirs without a word.
     server.call("PATCH", path, {"spec": {"rayClusterConfig": {"rayVersion": "2.60.0"}}}, "application/merge-patch+json")
-    api.apply(manifests[1])
+    api.apply(manifests[-1])
     assert server.get(namespace, "rayservices", "tiny")["metadata"]["labels"]["team"] == "nlp"
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_applied_where_one_of_it_is_refused(
     api = api_of(server, namespace, monkeypatch)
     manifests = render([parse(SERVE)], settings(namespace))
     typo = json.loads(json.dumps(manifests))
-    typo[1]["spec"]["serveConfig"] = "x"
+    typo[-1]["spec"]["serveConfig"] = "x"
     with pytest.raises(
         InputError, match=r"RayService tiny: spec: Additional properties .*'serveConfig' was unexpected"
     ):
@@ -312,7 +312,7 @@ def test_kubectl_takes_the_text(server: kube_server.Server, namespace: str, tmp_
     command = [kubectl, "--kubeconfig", server.kubeconfigs["admin"], "apply", "--dry-run=server", "--validate=false"]
     done = subprocess.run([*command, "-f", "-"], input=text, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("created (server dry run)") == 4
+    assert done.stdout.count("created (server dry run)") == 5
     assert "rayservice.ray.io/shoal" in done.stdout
     assert names(server, namespace) == set()
 

@@ -17,7 +17,7 @@ from k8s.check import CRDS, check, faults, read_crds
 from k8s.render import render
 
 MANIFESTS = render([parse(TRAIN)], KUBE)
-CONFIG, JOB, _, SERVICE = range(4)
+CONFIG, JOB, _, _, SERVICE = range(5)
 
 
 @pytest.fixture(scope="module")

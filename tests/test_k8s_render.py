@@ -85,6 +85,7 @@ def test_every_shipped_file_renders_and_passes_what_needs_no_crds(path: Path) ->
         check(manifests, None)
         assert {m["kind"] for m in manifests} == ({"RayJob"} if spec.data.train else set()) | {
             "RayService",
+            "Service",
             "ConfigMap",
         }
         text = to_yaml(manifests)
@@ -170,7 +171,7 @@ def test_a_model_is_a_rayservice_with_the_gateway_in_front() -> None:
     assert gateway["deployments"][0]["num_replicas"] == 2
     known = gateway["deployments"][0]["user_config"]
     assert known["listen"] == {"host": "0.0.0.0", "port": 8000}
-    assert known["public_url"] == "http://tiny-serve-svc.ml.svc:8000"
+    assert known["public_url"] == "http://tiny-gateway.ml.svc:8000"
     assert known["models"]["tiny"]["version"] == "org/tiny"
     assert (model["args"]["folder"], model["args"]["device"]) == ("org/tiny", "cpu")
     assert model["deployments"][0]["autoscaling_config"]["max_replicas"] == 9
@@ -181,7 +182,12 @@ def test_a_model_is_a_rayservice_with_the_gateway_in_front() -> None:
     for name, deployment in (("small", model), ("shoal-gateway", gateway)):
         # Replicas ask for the label that their pods have.
         assert deployment["deployments"][0]["ray_actor_options"]["label_selector"] == found[name]["labels"]
-        assert container(found[name])["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": 8000}
+    ready = {name: container(found[name])["readinessProbe"]["httpGet"] for name in ("small", "shoal-gateway")}
+    assert ready["shoal-gateway"] == {"path": "/-/ready", "port": 8000}
+    assert ready["small"] == {"path": "/api/local_raylet_healthz", "port": 52365}
+    entrance = one(manifests, "Service", "tiny-gateway")["spec"]
+    assert entrance["selector"] == found["shoal-gateway"]["template"]["metadata"]["labels"]
+    assert not found["small"]["template"]["metadata"].get("labels")
     assert "readinessProbe" not in container(service["rayClusterConfig"]["headGroupSpec"])
 
 
@@ -338,7 +344,7 @@ def test_rendering_imports_nothing_heavy_and_takes_no_time(tmp_path: Path) -> No
     *text, last = done.stdout.splitlines()
     code, seconds, *modules = last.split()
     assert code == "0"
-    assert len(list(yaml.safe_load_all("\n".join(text)))) == 2
+    assert len(list(yaml.safe_load_all("\n".join(text)))) == 3
     assert float(seconds) < 3  # of CPU; 0.6 on a quiet machine
     assert "not checked: its CRDs (SHOAL_KUBERAY_CRDS names their folder)" in done.stderr
     for heavy in ("ray", "torch", "transformers", "mlflow", "kubernetes", "numpy", "pandas"):

@@ -238,9 +238,9 @@ class _FaultsOfTheInput(WorkerGroupCallback):
 def _backend(spec: Spec) -> BackendConfig:
     if spec.model_ref().kind == "estimator":
         return BackendConfig()
-    from ray.train.torch import TorchConfig
+    from train.network import Torch
 
-    return TorchConfig()
+    return Torch()
 
 
 def _resources(gpu: bool) -> dict[str, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import settings, tasks, weights
+from cluster.accounts import usage
 from cluster.errors import InputError, NotFound, ShoalError
 from cluster.monitoring.record import Training
 from cluster.plan import checks, parallel_of
@@ -144,6 +145,7 @@ def train(
     base = Path() if spec.model_ref().kind == "estimator" else _base(spec, registry, progress)
     settled, why = _settled(spec)
     job = Job(spec=settled, data=prepared.folder, labels=prepared.labels, model=base, folder=folder)
+    at_work, failed = time.monotonic(), False
     try:
         metrics = launch(job, journal.follow)
         journal.follow(last=True)
@@ -155,12 +157,16 @@ def train(
         registry.end_run(run_id, "KILLED")
         raise
     except BaseException as error:
+        failed = True
         if isinstance(error, ShoalError):
             registry.set_tags(run_id, {"shoal.error": error.message})
         registry.end_run(run_id, "FAILED")
         raise
     finally:
         journal.shown.ended()
+        verb = "tune" if "shoal.sweep" in (tags or {}) else "train"
+        took = (time.monotonic() - at_work) * spec.train.workers
+        usage.trained(spec.name, verb, seconds=took, failed=failed, tenant=settings.settings().access.tenant)
     registry.end_run(run_id)
 
     # The model is in the registry: what only served to make it goes.

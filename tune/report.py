@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import page
+from cluster.page import escape
 from cluster.spec import Spec
 from tune import figures
 from tune.space import told
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
 # Finished trials below which importance is noise: fANOVA's trees need some to split.
 ENOUGH = 8
 _STATUS = {"finished": "finished", "pruned": "ended early", "failed": "failed", "running": "left open"}
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #0a7d5c; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-p.about { margin-top: .2rem; opacity: .75; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.n, th.n { text-align: right; } tr.best td { font-weight: 600; background: var(--soft); }
-td.why { max-width: 26rem; overflow-wrap: anywhere; }
-code, pre { font-family: ui-monospace, monospace; font-size: .9em; }
-pre { background: var(--soft); padding: .6rem .8rem; overflow-x: auto; }
-figure { margin: 0; background: #fff; padding: .5rem; border-radius: .3rem; } figure svg { width: 100%; height: auto; }
-"""
 
 
 def ranked(rows: list[Row], *, maximize: bool) -> list[Row]:
@@ -127,33 +115,29 @@ def _page(
     counts = [f"{n} {_STATUS[s]}" for s in ("finished", "pruned", "failed") if (n := sum(r.status == s for r in rows))]
     judged = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     head = [
-        _row(["trial", "status", *(key.removeprefix("train.") for key in keys), metric, "seconds", "run"], tag="th")
+        page.row(["trial", "status", *(key.removeprefix("train.") for key in keys), metric, "seconds", "run"], tag="th")
     ]
     body = [_trial(row, keys, best=row.number == best.number) for row in rows]
-    said = _e(importance) if isinstance(importance, str) else _figure(figures.bars(importance))
-    per_key = _figure(figures.scatter(rows, keys, spec.tune.space, metric, best.number))
-    return "\n".join(
+    said = escape(importance) if isinstance(importance, str) else page.figure(figures.bars(importance))
+    per_key = page.figure(figures.scatter(rows, keys, spec.tune.space, metric, best.number))
+    return page.document(
+        f"{spec.name}: sweep",
         [
-            "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>{_e(spec.name)}: sweep</title>',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<style>{_STYLE}</style></head><body>",
-            f"<h1>{_e(spec.name)}: {len(rows)} trials</h1>",
-            f'<p class="about">{_e(spec.task)} from {_e(spec.model)}; {_e(", ".join(counts))}; sampler '
-            f"{_e(spec.tune.search)}, scheduler {_e(spec.tune.scheduler)}; sweep {_e(swept.run_id)}</p>",
+            f"<h1>{escape(spec.name)}: {len(rows)} trials</h1>",
+            f'<p class="about">{escape(spec.task)} from {escape(spec.model)}; {escape(", ".join(counts))}; sampler '
+            f"{escape(spec.tune.search)}, scheduler {escape(spec.tune.scheduler)}; sweep {escape(swept.run_id)}</p>",
             "<h2>Best</h2>",
-            f"<p>Trial {best.number}: {_e(metric)} {best.value:.4f}; judged: {_e(judged)}. {_e(version)}</p>",
-            f"<pre>{_e(told(best.values))}</pre>",
+            f"<p>{escape(f'Trial {best.number}: {metric} {best.value:.4f}; judged: {judged}. {version}')}</p>",
+            f"<pre>{escape(told(best.values))}</pre>",
             "<h2>Trials</h2>",
             f"<table><thead>{''.join(head)}</thead><tbody>{''.join(body)}</tbody></table>",
             "<h2>Learning curves</h2>",
-            _figure(figures.curves(rows, curves, metric, best.number)),
+            page.figure(figures.curves(rows, curves, metric, best.number)),
             "<h2>Values</h2>",
             per_key,
             "<h2>Importance</h2>",
             f"<p>{said}</p>" if isinstance(importance, str) else said,
-            "</body></html>",
-        ]
+        ],
     )
 
 
@@ -161,21 +145,9 @@ def _trial(row: Row, keys: list[str], *, best: bool) -> str:
     value = f"{row.value:.4f}" if row.value is not None and row.status != "failed" else ""
     status = _STATUS[row.status] + (" (trained before)" if row.reused else "")
     cells = [str(row.number), status, *(_cell(row.values[key]) for key in keys), value, f"{row.seconds:.1f}"]
-    last = f'<td class="why">{_e(row.error) if row.error else f"<code>{_e(row.run_id[:12])}</code>"}</td>'
-    return f"<tr{' class=best' if best else ''}>{''.join(f'<td>{_e(cell)}</td>' for cell in cells)}{last}</tr>"
-
-
-def _row(cells: list[str], *, tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{_e(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _figure(svg: str) -> str:
-    return f"<figure>{svg}</figure>"
+    last = f'<td class="why">{escape(row.error) if row.error else f"<code>{escape(row.run_id[:12])}</code>"}</td>'
+    return f"<tr{' class=best' if best else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}{last}</tr>"
 
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _e(text: Any) -> str:
-    return html.escape(str(text), quote=True)

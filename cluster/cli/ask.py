@@ -106,12 +106,14 @@ def _chat_lines(url: str, value: Any) -> tuple[str, str]:
     return curl, f"python -c {shlex.quote(f'from openai import OpenAI; print({call}.choices[0].message.content)')}"
 
 
-def send(url: str, content: bytes, content_type: str, *, timeout_s: float = 120) -> Any:
-    """POST and decode the JSON answer. Raises InputError on a 4xx, ClusterGone where nobody answers."""
+def send(url: str, content: bytes, content_type: str, *, token: str = "", timeout_s: float = 120) -> Any:
+    """POST and decode the JSON answer; `token` is the cluster's, which the gateway takes for a key. Raises InputError
+    on a 4xx, ClusterGone where nobody answers."""
     import httpx
 
     try:
-        response = httpx.post(url, content=content, headers={"content-type": content_type}, timeout=timeout_s)
+        headers = {"content-type": content_type, **({"authorization": f"Bearer {token}"} if token else {})}
+        response = httpx.post(url, content=content, headers=headers, timeout=timeout_s)
     except httpx.HTTPError as error:
         raise ClusterGone(f"{url}: no answer ({error}); `shoal status` says what is running") from None
     try:

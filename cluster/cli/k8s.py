@@ -96,7 +96,7 @@ def apply(words: Sequence[str], verb: str, as_json: bool) -> None:
     """
     from k8s import apply as k8s
     from k8s.api import connect
-    from k8s.render import url
+    from k8s.render import service_name, url
 
     kube, manifests = _rendered(words, verb)
     api = connect(kube)
@@ -109,7 +109,7 @@ def apply(words: Sequence[str], verb: str, as_json: bool) -> None:
                 {"kind": one["kind"], "name": one["metadata"]["name"], "version": one["metadata"]["resourceVersion"]}
                 for one in made
             ],
-            "services": [{"name": f"{name}-serve-svc", "url": url(name, api.namespace)} for name in services],
+            "services": [{"name": service_name(name), "url": url(name, api.namespace)} for name in services],
         }
         lines = [f"{row['kind']} {row['name']}" for row in value["applied"]]
         for service in value["services"]:

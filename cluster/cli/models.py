@@ -159,7 +159,8 @@ def _endpoint(uri: str) -> str | None:
     if cluster is None:
         return None
     try:
-        served = httpx.get(f"{cluster.http_url}/models", timeout=2).raise_for_status().json()
+        headers = {"authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+        served = httpx.get(f"{cluster.http_url}/models", headers=headers, timeout=2).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return None
     return next((model["url"] for model in served if model.get("version") == uri), None)

@@ -55,6 +55,20 @@ IN_FLIGHT = Metric(
     "requests",
     "Requests that the gateway has passed on to a model and not answered yet; 0 for every model that is served",
 )
+# By tenant, of the first 100 that a gateway sees; the others are one, `_other`.
+TENANT_REQUESTS = Metric(
+    "shoal_tenant_requests", "counter", ("tenant", "code"), "requests", "Requests that were let in, by 2xx, 4xx, 5xx"
+)
+TENANT_TOKENS = Metric("shoal_tenant_tokens", "counter", ("tenant",), "tokens", "Tokens sent and made, together")
+TENANT_SECONDS = Metric("shoal_tenant_compute_seconds", "counter", ("tenant",), "s", "Seconds of requests at a model")
+REFUSED = Metric(
+    "shoal_refused",
+    "counter",
+    ("tenant", "why"),
+    "requests",
+    "Requests that were not let in, by Unauthorized, Forbidden, NotFound, Limited, Unknowable; tenant _other where the "
+    "key is not known",
+)
 # In a replica that batches by itself (all but LLMs: vLLM counts its own tokens).
 BATCH_SIZE = Metric(
     "shoal_batch_size",
@@ -82,6 +96,10 @@ METRICS = (
     REQUESTS,
     LATENCY,
     IN_FLIGHT,
+    TENANT_REQUESTS,
+    TENANT_TOKENS,
+    TENANT_SECONDS,
+    REFUSED,
     BATCH_SIZE,
     INPUTS,
     TRAINING_RUNNING,

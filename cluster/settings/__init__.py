@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from cluster.errors import InputError
+from cluster.settings.access import Access, Prices, RequestLog
 from cluster.settings.clusters import RayCluster
 from cluster.settings.kubernetes import Kubernetes
 from cluster.settings.monitoring import Grafana, Prometheus
@@ -67,6 +68,9 @@ class Settings(Section):
     kubernetes: Kubernetes = Kubernetes()
     prometheus: Prometheus = Prometheus()
     grafana: Grafana = Grafana()
+    access: Access = Access()
+    request_log: RequestLog = RequestLog()
+    prices: Prices = Prices()
 
 
 def home() -> Path:

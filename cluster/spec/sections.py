@@ -149,6 +149,9 @@ class Serve(Section):
     max_memory_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
     """A copy that has grown beyond this is replaced, one at a time and without a failed request; for models that leak.
     What its whole process tree has resident, in GiB."""
+    private: bool = False
+    """Only keys that name this model see it (`shoal keys create TENANT --model NAME`): it is in no list, and 404 for
+    all others. Wants access.keys: required in cluster.yaml."""
     llm: Llm = Llm()
     """The engine of text-generation."""
     node_pool: Annotated[str, Field(pattern=NAME)] | None = None

@@ -15,6 +15,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import uvicorn
@@ -24,6 +25,8 @@ from ray.exceptions import ActorDiedError, RayError
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, RunFailed, ShoalError
 from cluster.monitoring.record import Requests
+from cluster.settings import home
+from cluster.settings.access import Access, RequestLog
 from serve import places
 from serve.asgi import (
     Disconnected,
@@ -38,12 +41,14 @@ from serve.asgi import (
     too_large,
 )
 from serve.front import SLOTS, front
-from serve.gateway import openai_routes
+from serve.gateway import openai_routes, visit
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
 from serve.host import Server
 from serve.keeper import PACE_S, ask
+from serve.keys.gatekeeper import Gatekeeper
+from serve.keys.refusals import Refusal
 from serve.openapi import document
 
 
@@ -59,6 +64,8 @@ class Gateway:
         self.id = secrets.token_hex(4)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
+        self.gatekeeper: Gatekeeper | None = None
+        self.rules: dict[str, Any] = {}
 
     def learn(self, config: dict[str, Any]) -> None:
         """The models ({name: {task, version, request, response, timeout_s}}, and `application` where a model is served
@@ -71,6 +78,7 @@ class Gateway:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """What to know (see `learn`). At first it begins to listen, at {listen: {host, port}}."""
         self.learn(config)
+        await self._guard(config)
         if not self.tasks:
             await self._open(config["listen"])
         with contextlib.suppress(RayError):
@@ -104,6 +112,8 @@ class Gateway:
         longest = max([60, *(model["timeout_s"] for model in self.models.values())])
         with contextlib.suppress(Exception):
             await asyncio.wait_for(asyncio.shield(self.tasks[0]), longest + 5)
+        if self.gatekeeper is not None:
+            await self.gatekeeper.stop()
         for task in self.tasks[1:]:
             task.cancel()
         with contextlib.suppress(Exception):
@@ -165,7 +175,29 @@ class Gateway:
         suspects.learn(told["poison"])
         return told["version"]
 
+    async def _guard(self, config: dict[str, Any]) -> None:
+        """Put {access, request_log} of cluster.yaml in force; `home` is $SHOAL_HOME."""
+        rules = {key: config[key] for key in ("access", "request_log", "home") if key in config}
+        if not rules or rules == self.rules:
+            return
+        before = self.gatekeeper
+        fresh = Gatekeeper(
+            Access.model_validate(rules["access"]),
+            RequestLog.model_validate(rules["request_log"]),
+            home=Path(rules["home"]) if rules.get("home") else home(),
+            gateway=secrets.token_hex(8),
+            operator=places.operator(),
+        )
+        await fresh.start()
+        self.gatekeeper, self.rules = fresh, rules
+        if before is not None:
+            await before.stop()
+
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, from who asks to what it came to."""
+        await visit.around(self.gatekeeper, self._answer, _say, scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /models/NAME; GET /models, /models/NAME, /health, /openapi.json; /v1 is OpenAI's; 404 for all else."""
         method, path = scope["method"], scope["path"]
         if (found := openai_routes.split(path)) is not None:
@@ -173,13 +205,17 @@ class Gateway:
             return
         try:
             if method == "POST" and path.startswith("/models/"):
-                await self.forward(self.find(path[len("/models/") :]), scope, receive, send)
+                name = self.find(path[len("/models/") :], visit.of(scope).visible(self.models))
+                await self.forward(name, scope, receive, send)
             elif path == "/-/ping":
                 await respond(send, 200, b'"pong"')
+            elif path == "/-/ready":
+                waiting = self.directory.unmet(model.get("application", name) for name, model in self.models.items())
+                await respond(send, 503 if waiting else 200, encode({"waiting": waiting}))
             elif path == "/-/state":
                 await self._tell_state(scope, send)
             elif method in ("GET", "HEAD"):
-                await respond(send, 200, encode(self.show(path)))
+                await respond(send, 200, encode(self.show(path, visit.of(scope).visible(self.models))))
             elif path in ("/models", "/health", "/openapi.json") or path.startswith("/models/"):
                 allow = b"GET, POST" if path.startswith("/models/") else b"GET"
                 body = encode({"error": f"{method} {path}: send a {allow.decode()}", "error_type": "MethodNotAllowed"})
@@ -187,31 +223,31 @@ class Gateway:
             else:
                 raise NotFound(_NOWHERE.format(path=path[:200]))
         except ShoalError as error:
-            status, body = error_body(error)
-            await respond(send, status, body)
+            await _say(error, scope, send)
         except Disconnected:
             return
 
-    def find(self, name: str) -> str:
-        """The name, where there is such a model. Raises NotFound, naming the nearest."""
-        if name in self.models:
+    def find(self, name: str, models: dict[str, dict[str, Any]]) -> str:
+        """The name, where there is such a model among those that there are for a client. Raises NotFound, naming the
+        nearest."""
+        if name in models:
             return name
-        if not self.models:
+        if not models:
             raise NotFound(f"model {name[:200]!r}: none is served; `shoal serve FILE` serves one")
-        near = difflib.get_close_matches(name[:200], self.models, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"these are served: {', '.join(sorted(self.models)[:20])}"
+        near = difflib.get_close_matches(name[:200], models, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"these are served: {', '.join(sorted(models)[:20])}"
         raise NotFound(f"model {name[:200]!r} is not served; {hint}")
 
-    def show(self, path: str) -> Any:
+    def show(self, path: str, models: dict[str, dict[str, Any]]) -> Any:
         """What a GET answers. Raises NotFound."""
         if path == "/health":
-            return {"status": "ok", "models": len(self.models)}
+            return {"status": "ok", "models": len(models)}
         if path == "/models":
-            return [self.describe(name) for name in sorted(self.models)]
+            return [self.describe(name) for name in sorted(models)]
         if path == "/openapi.json":
-            return document(self.models)
+            return document(models)
         if path.startswith("/models/"):
-            return self.describe(self.find(path[len("/models/") :]))
+            return self.describe(self.find(path[len("/models/") :], models))
         raise NotFound(_NOWHERE.format(path=path[:200]))
 
     def describe(self, name: str) -> dict[str, Any]:
@@ -221,6 +257,7 @@ class Gateway:
 
     async def forward(self, name: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request to the model's application and its answer back. Bytes are looked at by nobody here."""
+        await visit.of(scope).admit(name, self.models[name])
         if self.models[name]["task"] == TASK:
             raise InputError(f"{name} is a language model; POST /v1/chat/completions or /v1/completions asks it")
         if declared_length(dict(scope["headers"])) > self.max_bytes:
@@ -231,7 +268,8 @@ class Gateway:
     async def pass_on(self, name: str, route: str, body: Body, scope: Scope, send: Send, refuse: Refuse) -> None:
         """Send a body to a route of the model's application, and the answer back; `refuse` says what went wrong."""
         self.requests.routed(scope, name)
-        await self.forwarder.send(Errand(name, self.models[name], route, body, scope, send, refuse))
+        errand = visit.of(scope).errand = Errand(name, self.models[name], route, body, scope, send, refuse)
+        await self.forwarder.send(errand)
 
     async def _tell_state(self, scope: Scope, send: Send) -> None:
         """What the Keeper knows: for whoever has the cluster's token."""
@@ -240,6 +278,14 @@ class Gateway:
             await respond(send, 401, body, ((b"www-authenticate", b"Bearer"),))
             return
         await respond(send, 200, encode(await ask("state")))
+
+
+async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
+    """Answer with an error of ours, in the shape of the route."""
+    if openai_routes.split(scope["path"]) is not None:
+        return await openai_routes.refuse_error(send, error)
+    status, body = error_body(error)
+    return await respond(send, status, body, error.headers if isinstance(error, Refusal) else ())
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"

@@ -42,7 +42,7 @@ class Body:
     def of(cls, content: bytes, receive: Receive) -> Body:
         """A body that was read already."""
         body = cls(receive, len(content))
-        body.whole, body.more = content, False
+        body.whole, body.more, body.size = content, False, len(content)
         return body
 
     async def stream(self) -> AsyncIterator[bytes]:

@@ -86,6 +86,10 @@ class Directory:
         least = min(one.ongoing for one in fit)
         return random.choice([one for one in fit if one.ongoing == least])
 
+    def unmet(self, applications: Iterable[str]) -> list[str]:
+        """Those that have had no replica since this gateway started."""
+        return sorted({name for name in applications if name not in self.replicas})
+
     def shun(self, replica: Replica) -> None:
         """Its connection broke: it is most likely dead."""
         replica.shunned_until = time.monotonic() + SHUNNED_S

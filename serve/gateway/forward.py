@@ -57,6 +57,8 @@ class Errand:
     begun: bool = False
     mark: str = ""
     """Its fingerprint, where one was wanted."""
+    asked: float = 0.0
+    """When it was last sent to a replica, by time.perf_counter; 0 before."""
     answered_by: str = ""
     """Id of the replica whose answer went back."""
 
@@ -167,6 +169,7 @@ class Forwarder:
     async def _ask(self, replica: Replica, message: bytes, errand: Errand, load: Load) -> Answer | None:
         """Ask one replica and pass its answer back; the answer itself where it was none: 503 and why. None: done."""
         body = errand.body
+        errand.asked = time.perf_counter()
         replica.ongoing += 1
         load.ongoing += 1
         asking: Answer | None = None

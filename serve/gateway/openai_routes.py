@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.engine import TASK
 from cluster.errors import InputError, NotFound, ShoalError
 from serve.asgi import Disconnected, Receive, Scope, Send, encode, read_body, respond
+from serve.gateway import visit
 from serve.gateway.body import Body
+from serve.keys.refusals import Refusal
+from serve.keys.tokens import with_usage
 
 if TYPE_CHECKING:
     from serve.gateway.app import Gateway
@@ -46,10 +49,15 @@ async def answer(gateway: Gateway, name: str, route: str, scope: Scope, receive:
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise InputError("Content-Encoding: compressed requests are not taken; send the bytes as they are")
             body = await read_body(headers, receive, max_bytes=gateway.max_bytes)
-            model, body = understood(body, name, gateway.models)
+            came = visit.of(scope)
+            model, body = understood(body, name, came.visible(gateway.models))
+            await came.admit(model, gateway.models[model])
+            if came.ticket is not None:
+                body, came.usage_hidden = with_usage(body)
             await gateway.pass_on(model, route, Body.of(body, receive), scope, send, refuse)
         elif route.startswith("/v1/models") and scope["method"] in ("GET", "HEAD"):
-            await respond(send, 200, encode(_shown(route, name, gateway.models)))
+            models = visit.of(scope).visible(gateway.models)
+            await respond(send, 200, encode(_shown(route, name, models)))
         elif route in GENERATE or route == "/v1/models":
             allow = "POST" if route in GENERATE else "GET"
             message = f"{scope['method']} {route}: send a {allow}"
@@ -126,7 +134,9 @@ async def refuse(send: Send, status: int, message: str, kind: str, headers: Head
 
 async def refuse_error(send: Send, error: ShoalError) -> None:
     """The same, of an error of ours."""
-    await refuse(send, error.status, error.message, _KINDS.get(error.status, "InternalServerError"))
+    if isinstance(error, Refusal):
+        return await refuse(send, error.status, error.message, error.kind, error.headers)
+    return await refuse(send, error.status, error.message, _KINDS.get(error.status, "InternalServerError"))
 
 
 # vLLM's own words for them, so that both say the same.

@@ -21,6 +21,8 @@ from serve.gateway.answer import Answer, Lost
 CONNECT_S = 2.0
 # Connections to one replica that are kept while nothing is asked on them.
 IDLE = 256
+# A replica's host that does not answer the kernel for so long is taken for cut off.
+SILENT_S = 4.0
 
 
 class Peer:
@@ -96,6 +98,8 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.poll = select.poll()
         self.poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        if not self.peer.address.startswith("/"):
+            _notice_silence(transport.get_extra_info("socket"))
 
     def quiet(self) -> bool:
         """Whether it is open, and nothing waits to be read. A system call of half a microsecond."""
@@ -244,6 +248,20 @@ async def _unix(path: str) -> socket.socket:
     except BaseException:
         made.close()
         raise
+
+
+def _notice_silence(sock: Any) -> None:
+    """Let the kernel break a connection whose other host has not answered it for SILENT_S seconds, be it asked for
+    nothing: a host that is cut off closes nothing. One that is merely busy answers, for its kernel does."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", 1),
+        ("TCP_KEEPINTVL", 1),
+        ("TCP_KEEPCNT", int(SILENT_S)),
+        ("TCP_USER_TIMEOUT", int(SILENT_S * 1000)),
+    ):
+        if hasattr(socket, option):  # the last is Linux's own
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def head(method: str, target: str, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> bytes:

@@ -1,34 +1,35 @@
 """Tokens a second, time to the first of them and CPU-milliseconds a token of one language model: Shoal, through its
-gateway and past it, against vLLM's own server, and against Ray's `build_openai_app` where that is asked for.
+gateway, against vLLM's own server, and against Ray's `build_openai_app` where that is asked for.
 
     python tests/benchmarks/llm.py MODEL_FOLDER [--streams 1 16 64] [--rounds 3] [--tokens 64] [--only NAME ...]
         [--adapter FOLDER]
 
-All servers are up at once, with the same keys of the engine, and are asked in turn, round after round: whatever else
-the machine does hits all alike. A stream is one client that sends a prompt of its own, reads the answer to its last
-token, and is done. CPU time is that of a server's whole process tree, Ray's daemons included. With --adapter the
-seconds are taken from a finished LoRA to the first answer from it. The last line is JSON.
+The load is that of `shoal bench serve` (cluster.bench); this starts the rivals, with the same keys of the engine. A
+stream is one client that sends a prompt of its own, reads the answer to its last token, and is done. CPU time is that
+of a server's whole process tree, Ray's daemons included. With --adapter the seconds are taken from a finished LoRA to
+the first answer from it. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import aiohttp
+import httpx
 import psutil
+
+from cluster.bench import bodies, compare, machine, sides, summary, turns
+from cluster.bench.turns import Load, Side
 
 SEQUENCES, CACHE_GB, LENGTH, THREADS = 64, 1, 1024, 2
 
@@ -38,17 +39,6 @@ _THREADS = {
     "OMP_NUM_THREADS": str(THREADS),
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-
-
-@dataclass
-class Server:
-    """One contestant: where to post, under which name the model answers, and which processes are its own."""
-
-    name: str
-    url: str
-    model: str
-    processes: Callable[[], list[psutil.Process]]
-    rows: list[dict[str, float]] = field(default_factory=list)
 
 
 def main() -> None:
@@ -64,118 +54,61 @@ def main() -> None:
 
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b")))
-        servers: list[Server] = []
+        asked: list[Side] = []
         if "vllm" in arguments.only:
-            servers.append(_bare(arguments.folder, stack, work, lora=False))
+            asked.append(_bare(arguments, stack, work, lora=False))
         if "vllm-lora" in arguments.only:
-            servers.append(_bare(arguments.folder, stack, work, lora=True))
+            asked.append(_bare(arguments, stack, work, lora=True))
         if "ray" in arguments.only:
-            servers.append(_ray(arguments.folder, stack, work))
+            asked.append(_ray(arguments, stack, work))
         if "shoal" in arguments.only:
-            servers += _shoal(arguments.folder, work, stack, arguments.adapter)
+            asked.append(_shoal(arguments, work, stack))
 
         # Greedy answers are the same everywhere, or the comparison is of different things.
-        said = {server.name: asyncio.run(_text(server)) for server in servers}
-        assert len(set(said.values())) == 1, said
-        print("every server says:", next(iter(said.values()))[:60].replace("\n", " "), flush=True)
+        for one in asked[1:]:
+            assert not (differ := sides.check([asked[0], one], 300)), differ
 
+        results: list[dict[str, Any]] = []
+        heads = f"{'tokens/s':>10}{'of the first':>22}{'TTFT p50':>10}{'p99 ms':>8}{'CPU-ms/token':>14}"
+        print(f"{'':16}{'streams':>8}{heads}")
         for streams in arguments.streams:
-            for turn in range(arguments.rounds):
-                for server in servers:
-                    row = _round(server, streams, arguments.tokens, f"{streams}/{turn}")
-                    server.rows.append(row)
-                    print(
-                        f"{server.name:16}{streams:4} streams {row['tokens_per_s']:8.1f} tokens/s  first after "
-                        f"{row['ttft_ms']:7.0f} ms  {row['cpu_ms_per_token']:6.2f} CPU-ms/token  "
-                        f"load {row['load']:.1f}",
-                        flush=True,
-                    )
-
-    print(f"\n{'medians':16}{'streams':>8}{'tokens/s':>10}{'ratio':>8}{'TTFT ms':>10}{'CPU-ms/token':>14}")
-    results = []
-    for streams in arguments.streams:
-        first = 0.0
-        for server in servers:
-            rows = [row for row in server.rows if row["streams"] == streams]
-            middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-            first = first or middle["tokens_per_s"]
-            results.append({"server": server.name, **{key: round(value, 3) for key, value in middle.items()}})
-            print(
-                f"{server.name:16}{streams:8}{middle['tokens_per_s']:10.1f}{middle['tokens_per_s'] / first:8.2f}"
-                f"{middle['ttft_ms']:10.0f}{middle['cpu_ms_per_token']:14.2f}"
-            )
+            # A turn so short that each client asks once.
+            load = Load(streams, None, 0.001, arguments.rounds, 600)
+            seen = turns.run(asked, load)
+            found = [summary.rounds(seen, one) for one in asked]
+            for one, rounds in zip(asked, found):
+                told = summary.figures(one, rounds)
+                assert told["tokens"] == streams * arguments.tokens * arguments.rounds, told
+                ratio = compare.ratios(rounds, found[0], streams=True)[0]
+                told |= {"streams": streams, "load": machine.load(), "tokens_per_s_of_first": ratio}
+                results.append(told)
+                between = f"{ratio['ratio']:.2f}" + (
+                    f" ({ratio['low']:.2f}-{ratio['high']:.2f})" if ratio["low"] else ""
+                )
+                print(
+                    f"{one.name:16}{streams:8}{told['tokens_per_s']:10.1f}{between:>22}{told['ttft_ms']['p50']:10.0f}"
+                    f"{told['ttft_ms']['p99']:8.0f}{told['cpu_ms_per_token']:14.3f}   load {told['load']:.1f}",
+                    flush=True,
+                )
     print(json.dumps({"model": arguments.folder.name, "tokens": arguments.tokens, "results": results}))
 
 
-def _round(server: Server, streams: int, tokens: int, salt: str) -> dict[str, float]:
-    before = _cpu(server)
-    load = os.getloadavg()[0]
-    wall, firsts, count = asyncio.run(_streams(server, streams, tokens, salt))
-    used = sum(seconds - before.get(pid, 0.0) for pid, seconds in _cpu(server).items())
-    return {
-        "streams": streams,
-        "tokens_per_s": count / wall,
-        "ttft_ms": 1000 * statistics.median(firsts),
-        "cpu_ms_per_token": 1000 * used / count,
-        "load": load,
-    }
+def _side(name: str, url: str, model: str, processes: Callable[[], list[psutil.Process]], tokens: int) -> Side:
+    rows = [{"prompt": f"Story {index}. Once upon a time there was a fisherman who"} for index in range(1000)]
+    asked = bodies.of_rows("text-generation", rows, "stories", tokens=tokens)
+    return sides.side(name, url, asked, machine.Processes(processes, name), model=model, option="url")
 
 
-async def _streams(server: Server, streams: int, tokens: int, salt: str) -> tuple[float, list[float], int]:
-    """Seconds until all were done, seconds to the first token of each, and tokens written together."""
-    firsts: list[float] = []
-    written = 0
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def one(index: int) -> None:
-            nonlocal written
-            body = {
-                "model": server.model,
-                "prompt": f"Story {index} of {salt}. Once upon a time there was a fisherman who",
-                "max_tokens": tokens,
-                "temperature": 0,
-                "ignore_eos": True,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-            began, first = time.perf_counter(), 0.0
-            async with session.post(f"{server.url}/v1/completions", json=body) as answer:
-                assert answer.status == 200, await answer.text()
-                async for line in answer.content:
-                    if not line.startswith(b"data: {"):
-                        continue
-                    first = first or time.perf_counter() - began
-                    if usage := json.loads(line[6:]).get("usage"):
-                        written += usage["completion_tokens"]
-            firsts.append(first)
-
-        began = time.perf_counter()
-        await asyncio.gather(*(one(index) for index in range(streams)))
-    assert written == streams * tokens, (written, streams * tokens)
-    return time.perf_counter() - began, firsts, written
+def _text(url: str, model: str) -> str:
+    body = {"model": model, "prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=300, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]["text"]
 
 
-async def _text(server: Server) -> str:
-    body = {"model": server.model, "prompt": "The capital of France is", "max_tokens": 12, "temperature": 0}
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{server.url}/v1/completions", json=body) as answer,
-    ):
-        assert answer.status == 200, await answer.text()
-        return (await answer.json())["choices"][0]["text"]
-
-
-def _cpu(server: Server) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for process in server.processes():
-        with suppress(psutil.Error):
-            times = process.cpu_times()
-            found[process.pid] = times.user + times.system
-    return found
-
-
-def _shoal(folder: Path, work: Path, stack: ExitStack, adapter: Path | None) -> list[Server]:
+def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> Side:
     """Ready for adapters only where one is given: like is compared with like."""
+    folder, adapter = arguments.folder, arguments.adapter
     os.environ["SHOAL_HOME"] = str(work / "home")
     from cluster import connect, embedded, processes
     from cluster.spec import parse
@@ -194,10 +127,7 @@ def _shoal(folder: Path, work: Path, stack: ExitStack, adapter: Path | None) -> 
     def own() -> list[psutil.Process]:
         return processes.members(root)
 
-    servers = [
-        Server("shoal", cluster.http_url, "bench", own),
-        Server("shoal, /m", f"{cluster.http_url}/m/bench", "bench", own),
-    ]
+    ours = _side("shoal", cluster.http_url, "bench", own, arguments.tokens)
     if adapter is not None:
         tuned = parse(
             f"name: tuned\ntask: text-generation\nmodel: {folder}\ndata: {{train: hf://a/b}}\n"
@@ -205,28 +135,28 @@ def _shoal(folder: Path, work: Path, stack: ExitStack, adapter: Path | None) -> 
         )
         began = time.monotonic()
         run.deploy(tuned, model_uri="models:/tuned/1", folder=adapter, cluster=cluster)
-        text = asyncio.run(_text(Server("tuned", cluster.http_url, "bench:tuned", own)))
+        text = _text(cluster.http_url, "bench:tuned")
         print(f"adapter: {time.monotonic() - began:.2f} s from its folder to an answer: {text[:40]!r}", flush=True)
         run.remove("tuned", cluster)
-    return servers
+    return ours
 
 
-def _bare(folder: Path, stack: ExitStack, work: Path, *, lora: bool) -> Server:
+def _bare(arguments: argparse.Namespace, stack: ExitStack, work: Path, *, lora: bool) -> Side:
     """vLLM's own server, as its documents start it, but for the keys that Shoal gives its engine as well."""
     port = _port()
     options = ["--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES), "--enforce-eager"]
     options += ["--kv-cache-memory-bytes", str(CACHE_GB << 30), "--disable-uvicorn-access-log"]
     options += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16"] if lora else []
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(arguments.folder)]
     environment = {**os.environ, **_THREADS}
     name = "vllm, adapters" if lora else "vllm"
     tree = _child([*command, "--port", str(port), *options], environment, work / f"{port}.log", stack)
-    return _ready(Server(name, f"http://127.0.0.1:{port}", str(folder), tree), work / f"{port}.log")
+    return _ready(name, port, arguments, tree, work / f"{port}.log")
 
 
-def _ray(folder: Path, stack: ExitStack, work: Path) -> Server:
+def _ray(arguments: argparse.Namespace, stack: ExitStack, work: Path) -> Side:
     """Ray's own ingress for language models, as it comes."""
-    port = _port()
+    port, folder = _port(), arguments.folder
     code = f"""
 import time, ray
 from ray import serve
@@ -246,7 +176,7 @@ while True: time.sleep(60)
 """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_SERVE_")}
     tree = _child([sys.executable, "-c", code], environment, work / f"{port}.log", stack)
-    return _ready(Server("ray.serve.llm", f"http://127.0.0.1:{port}", str(folder), tree), work / f"{port}.log")
+    return _ready("ray.serve.llm", port, arguments, tree, work / f"{port}.log")
 
 
 def _port() -> int:
@@ -281,14 +211,16 @@ def _child(
     return tree
 
 
-def _ready(server: Server, log: Path) -> Server:
-    deadline = time.monotonic() + 300
+def _ready(
+    name: str, port: int, arguments: argparse.Namespace, tree: Callable[[], list[psutil.Process]], log: Path
+) -> Side:
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
     while True:
-        with suppress(aiohttp.ClientError, AssertionError):
-            asyncio.run(_text(server))
-            return server
-        waiting = bool(server.processes()) and time.monotonic() < deadline
-        assert waiting, f"{server.name}: {log.read_text()[-2000:]}"
+        with suppress(httpx.HTTPError, AssertionError):
+            _text(url, str(arguments.folder))
+            return _side(name, url, str(arguments.folder), tree, arguments.tokens)
+        waiting = bool(tree()) and time.monotonic() < deadline
+        assert waiting, f"{name}: {log.read_text()[-2000:]}"
         time.sleep(1)
 
 
