@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from serve import control, places
-from serve.front import SLOTS, Front
-from serve.gateway.app import retried
+from serve.front import Front
+from serve.gateway.behind import retried
+from serve.haproxy import SLOTS
 
 BODY = b"x" * 1000
 

@@ -9,7 +9,8 @@ from gateway_peers import OK, answers, serving
 from serve.asgi import Disconnected
 from serve.gateway.body import HELD_BYTES, Body
 from serve.gateway.directory import Directory
-from serve.gateway.forward import Errand, Forwarder
+from serve.gateway.errand import Errand
+from serve.gateway.forward import Forwarder
 from serve.gateway.openai_routes import refuse as openai_refuse
 from serve.gateway.suspects import MOST, Suspects
 

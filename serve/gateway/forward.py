@@ -10,23 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from serve.asgi import PATIENCE_S, Disconnected, Scope, Send
+from serve.asgi import PATIENCE_S, Disconnected
 from serve.gateway.answer import Answer, Lost
-from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
+from serve.gateway.errand import Errand, busy, pass_back, poison
 from serve.gateway.suspects import Suspects, fingerprint
 from serve.gateway.wire import head
 
-# An answer up to this size goes out in one piece.
-WHOLE_BYTES = 1_048_576
 _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-request-id"))
-_PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
-Headers = tuple[tuple[bytes, bytes], ...]
-Refuse = Callable[[Send, int, str, str, Headers], Awaitable[None]]
 
 
 @dataclass
@@ -39,32 +33,6 @@ class Load:
     arrived: int = 0
     failed: int = 0
     again: int = 0
-
-
-@dataclass
-class Errand:
-    """A request on its way: to which model and where, its body, and how to say what went wrong."""
-
-    name: str
-    model: Mapping[str, Any]
-    route: str
-    body: Body
-    scope: Scope
-    send: Send
-    refuse: Refuse
-    sent: bool = False
-    """A replica has it, or had it."""
-    begun: bool = False
-    mark: str = ""
-    """Its fingerprint, where one was wanted."""
-    asked: float = 0.0
-    """When it was last sent to a replica, by time.perf_counter; 0 before."""
-    answered_by: str = ""
-    """Id of the replica whose answer went back."""
-
-    @property
-    def application(self) -> str:
-        return self.model.get("application", self.name)
 
 
 class Forwarder:
@@ -96,7 +64,7 @@ class Forwarder:
             if errand.begun:
                 raise
             if not errand.sent:
-                return await _busy(errand, 5)
+                return await busy(errand, 5)
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
 
@@ -105,7 +73,7 @@ class Forwarder:
         if self.suspects:  # else nothing died lately, and nobody need know these bytes again
             errand.mark = _mark(errand)
             if left := self.suspects.seconds_left(errand.mark):
-                await _poison(errand, left)
+                await poison(errand, left)
                 return
         avoid: set[str] = set()
         age = await self._round(errand, load, avoid, again=self._may_run_twice(errand))
@@ -125,7 +93,7 @@ class Forwarder:
             if replica is None:
                 if avoid and self.directory.pick(errand.application) is not None:
                     # All that there are were tried, and each had its hands full.
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
                 if not await self._hold(errand, load):
                     return None
                 avoid.clear()
@@ -141,7 +109,7 @@ class Forwarder:
                 replica.leaving = replica.leaving or answer.get(b"x-shoal") == b"leaving"
                 avoid.add(replica.id)
                 if not body.kept:
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
             except Lost as lost:
                 if body.fault is not None:
                     raise body.fault from None
@@ -154,12 +122,12 @@ class Forwarder:
                 if not lost.sent:
                     if body.kept:
                         continue
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
                 if body.whole is not None:
                     errand.mark = errand.mark or _mark(errand)
                     if self.suspects.struck(errand.mark, errand.application, turn=turn) > 1:
                         load.failed += 1
-                        return await _poison(errand, self.suspects.seconds_left(errand.mark))
+                        return await poison(errand, self.suspects.seconds_left(errand.mark))
                 if again and body.kept:
                     return time.monotonic() - began
                 load.failed += 1
@@ -206,7 +174,7 @@ class Forwarder:
                 errand.sent = False
                 return asking
             errand.answered_by = replica.id
-            await _pass_back(asking, errand)
+            await pass_back(asking, errand)
             return None
         except asyncio.CancelledError:
             if gone:
@@ -231,7 +199,7 @@ class Forwarder:
     async def _hold(self, errand: Errand, load: Load) -> bool:
         """Wait until a replica is up; False where the request was answered instead."""
         if load.held >= self.max_held:
-            await _busy(errand, 5)
+            await busy(errand, 5)
             return False
         load.held += 1
         gone = asyncio.ensure_future(errand.body.gone()) if not errand.body.more else None
@@ -253,20 +221,6 @@ class Forwarder:
         return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
 
-async def _busy(errand: Errand, seconds: int) -> None:
-    # Clients of the Hugging Face routes retry a 503 at once and without end, hence 429.
-    message = f"{errand.name}: every replica is busy, or none is up; try again after the time in Retry-After"
-    await errand.refuse(errand.send, 429, message, "Overloaded", ((b"retry-after", b"%d" % seconds),))
-
-
-async def _poison(errand: Errand, seconds: float) -> None:
-    message = (
-        f"{errand.name}: this request (fingerprint {errand.mark[:12]}) was at work on two replicas as each died; "
-        f"the same bytes are refused for {seconds / 60:.0f} minutes more; send another request, and look into the logs"
-    )
-    await errand.refuse(errand.send, 422, message, "PoisonRequest", ())
-
-
 def _mark(errand: Errand) -> str:
     scope = errand.scope
     media = next((value for key, value in scope["headers"] if key == b"content-type"), b"")
@@ -283,29 +237,3 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     headers.append((b"x-shoal-secret", secret))
     length = None if errand.body.whole is None else len(errand.body.whole)
     return head("POST", f"{errand.route or '/'}?{query}" if query else errand.route or "/", headers, length)[:-2]
-
-
-async def _pass_back(answer: Answer, errand: Errand) -> None:
-    """Send an answer on: in one piece where it is small, else as it comes."""
-    headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
-    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-    send = errand.send
-    if answer.status == 503:
-        await answer.read()
-        return await _busy(errand, 1)
-    if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
-        # What the server says in its own words where ours found none.
-        await answer.read()
-        text = f"{errand.name}: the replica failed on this request"
-        return await errand.refuse(send, 500, text, "InternalError", ())
-    length = answer.length
-    if length is not None and length <= WHOLE_BYTES:
-        content = await answer.read()
-        errand.begun = True
-        await send(start)
-        return await send({"type": "http.response.body", "body": content})
-    errand.begun = True
-    await send(start)
-    async for chunk in answer.chunks():
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    return await send({"type": "http.response.body", "body": b""})
