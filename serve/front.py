@@ -109,7 +109,8 @@ class Front:
         self.watching.join()
 
     def _reachable(self) -> str:
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.listen["host"], self.listen["host"])
+        host: str = self.listen["host"]
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
     def _alive(self) -> bool:
         if self.child is not None:

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import json
+import random
 import threading
 import time
 import uuid
@@ -79,7 +80,7 @@ def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, te
                 seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
                 seen.failed.append(("", repr(error)))
             seen.ids.append(key)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(random.uniform(0, 2 * pause))  # so that they do not keep step
 
     async def main():
         connector = aiohttp.TCPConnector(limit=0)

@@ -84,7 +84,7 @@ class House:
         return [
             replica["pid"]
             for replica in read(self.cluster)[GATEWAY]["deployments"]["Gateway"]["replicas"]
-            if replica["state"] == "RUNNING"
+            if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])
         ]
 
     def haproxy(self):

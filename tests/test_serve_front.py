@@ -79,6 +79,10 @@ def gateway(folder, slot=0):
     thread.join()
 
 
+def url(one):
+    return f"http{'s' if 'key' in one.listen else ''}://127.0.0.1:{one.listen['port']}"
+
+
 @contextlib.contextmanager
 def front(**listen):
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -86,7 +90,6 @@ def front(**listen):
     made = Front({"host": "127.0.0.1", "port": port, **listen})
     try:
         assert made.ready(10) == ""
-        made.url = f"http{'s' if listen else ''}://127.0.0.1:{port}"
         yield made
     finally:
         made.end()
@@ -139,33 +142,33 @@ def shown(port):
 
 def test_haproxy_comes_back_and_asks_only_places_that_are_taken(folder):
     with gateway(folder, 3) as seen, front() as one:
-        assert until(lambda: httpx.get(f"{one.url}/models").status_code == 200)
+        assert until(lambda: httpx.get(f"{url(one)}/models").status_code == 200)
         for _ in range(3):
             before = one.pid()
             os.kill(before, signal.SIGKILL)
             # No client is refused, and none is told that no gateway is up.
             for _ in range(20):
-                assert httpx.get(f"{one.url}/models").content == BODY
+                assert httpx.get(f"{url(one)}/models").content == BODY
             assert one.pid() not in (0, before)
         assert seen["requests"] >= 60
         # A second gateway comes, and the first goes.
         with gateway(folder, SLOTS - 1) as second:
-            assert until(lambda: httpx.get(f"{one.url}/models").status_code == 200 and second["requests"] > 0)
+            assert until(lambda: httpx.get(f"{url(one)}/models").status_code == 200 and second["requests"] > 0)
 
 
 def test_without_a_gateway_it_is_429_in_json(folder):
     with front() as one:
-        answer = httpx.post(f"{one.url}/models/a", content=b"{}", timeout=20)
+        answer = httpx.post(f"{url(one)}/models/a", content=b"{}", timeout=20)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert answer.json()["error_type"] == "Overloaded"
-        assert httpx.get(f"{one.url}/-/healthz").status_code == 429
+        assert httpx.get(f"{url(one)}/-/healthz").status_code == 429
 
 
 def test_a_request_that_a_gateway_died_of_is_sent_to_another_where_that_is_allowed(folder):
     models = {"a": {"idempotent": True}, "ab": {"idempotent": False}}
     assert retried({"a": {}, "b": {"idempotent": True}}) == ["/"]
     with gateway(folder, 0) as first, gateway(folder, 1) as second, front() as one:
-        assert until(lambda: httpx.get(f"{one.url}/x").status_code == 200)
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
 
         def sent(path, headers=None):
             """How often a gateway had it, both of which break."""
@@ -174,7 +177,7 @@ def test_a_request_that_a_gateway_died_of_is_sent_to_another_where_that_is_allow
             first["break"] = second["break"] = True
             # A connection that HAProxy has used before is cut, not answered.
             with contextlib.suppress(httpx.RemoteProtocolError):
-                answer = httpx.post(f"{one.url}{path}", content=b"{}", headers=headers)
+                answer = httpx.post(f"{url(one)}{path}", content=b"{}", headers=headers)
                 assert answer.status_code in (429, 502)
             first["break"] = second["break"] = False
             return first["requests"] + second["requests"] - before
@@ -187,7 +190,7 @@ def test_a_request_that_a_gateway_died_of_is_sent_to_another_where_that_is_allow
             assert sent(path) == 1, path
         # It is the same after HAProxy died.
         os.kill(one.pid(), signal.SIGKILL)
-        assert until(lambda: httpx.get(f"{one.url}/x").status_code == 200)
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
         assert sent("/models/ab") == 1
         one.retry(["/"])
         assert sent("/models/ab") > 1
@@ -195,9 +198,9 @@ def test_a_request_that_a_gateway_died_of_is_sent_to_another_where_that_is_allow
 
 def test_a_client_that_leaves_is_told_of_to_the_gateway(folder):
     with gateway(folder) as seen, front() as one:
-        assert until(lambda: httpx.get(f"{one.url}/x").status_code == 200)
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{one.url}/slow", content=b"{}", timeout=0.3)
+            httpx.post(f"{url(one)}/slow", content=b"{}", timeout=0.3)
         assert until(lambda: seen["gone"] == 1)
 
 
@@ -211,8 +214,8 @@ def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path)
         context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
         context.check_hostname = False
         with httpx.Client(verify=context) as client:
-            assert until(lambda: client.get(f"{one.url}/x").status_code == 200)
-            with client.stream("GET", f"{one.url}/stream") as answer:
+            assert until(lambda: client.get(f"{url(one)}/x").status_code == 200)
+            with client.stream("GET", f"{url(one)}/stream") as answer:
                 parts = answer.iter_raw()
                 got = next(parts)
                 # Half of a renewal: a key that does not belong to the certificate changes nothing.
@@ -225,7 +228,7 @@ def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path)
                 (tmp_path / "key.pem").write_bytes(new_key)
                 assert until(lambda: shown(port) == second)
                 assert got + b"".join(parts) == b"part" * 20
-            assert client.get(f"{one.url}/x").status_code == 200  # on the connection that it has
+            assert client.get(f"{url(one)}/x").status_code == 200  # on the connection that it has
         assert one.pid() == before
         os.kill(before, signal.SIGKILL)
         assert until(lambda: one.pid() not in (0, before))
@@ -236,7 +239,7 @@ def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path)
 def test_the_next_life_finds_haproxy_and_an_orphan_ends_by_itself(folder, monkeypatch):
     monkeypatch.setattr("serve.front.ORPHANED_S", 4)
     with gateway(folder), front() as one:
-        assert until(lambda: httpx.get(f"{one.url}/x").status_code == 200)
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
         orphan = one.pid()
         one.abandon()
         two = Front(one.listen)
