@@ -15,7 +15,7 @@ import aiohttp
 
 
 class Seen:
-    """What the load met: `statuses` counts answers, "reset" where the connection broke; `wrong` holds answers that were
+    """What the load met: `statuses` counts answers, "reset" where the connection broke, "cut" where that was in the midst of an answer; `wrong` holds answers that were
     not this request's; `took` and `ended` are seconds by request, in the order of their ends."""
 
     def __init__(self):
@@ -76,6 +76,9 @@ def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, te
                         seen.failed.append((answer.status, text[:200]))
                         assert answer.status != 429 or "retry-after" in answer.headers
                         await asyncio.sleep(0.05)
+            except aiohttp.ClientPayloadError as error:  # it had begun
+                seen.statuses["cut"] += 1
+                seen.failed.append(("", repr(error)))
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
                 seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
                 seen.failed.append(("", repr(error)))
