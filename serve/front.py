@@ -2,10 +2,10 @@
 for a request whose first one died.
 
 One actor a node holds the listening socket and HAProxy is its child: where HAProxy dies, the kernel keeps new
-connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, its next life
-gets the socket back from HAProxy. The configuration is made once: the gateways have fixed places (sockets g0, g1, ...),
-a renewed certificate and the list of what may be retried go in through HAProxy's own socket, and nothing is ever
-reloaded.
+connections waiting until the next one takes them, a few tenths of a second later. Where the actor dies, HAProxy goes
+on and the actor's next life looks after it; but the socket is HAProxy's alone then. The configuration is made once: the
+gateways have fixed places (sockets g0, g1, ...), a renewed certificate and the list of what may be retried go in by
+HAProxy's own control socket, and nothing is ever reloaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import psutil
 
 from cluster.errors import InputError, RunFailed
 from serve import certificate, control, places
-from serve.front_config import MAX_CONNECTIONS, answers, configuration
+from serve.haproxy import LEASE, MAX_CONNECTIONS, answers, configuration
 
 log = logging.getLogger("ray.serve")
 POLL_S = 0.1
@@ -45,7 +45,9 @@ class Front:
         self.trouble = ""
         self.renewed = 0.0
         self.lock = threading.Lock()
-        threading.Thread(target=self._watch, name="shoal-front", daemon=True).start()
+        self.ended = threading.Event()
+        self.watching = threading.Thread(target=self._watch, name="shoal-front", daemon=True)
+        self.watching.start()
 
     def ready(self, wait_s: float = 30) -> str:
         """ "" once HAProxy listens; else why it does not, after `wait_s` seconds."""
@@ -80,7 +82,7 @@ class Front:
     def _watch(self) -> None:
         """Keep HAProxy running, as long as the actor lives."""
         told = 0.0
-        while True:
+        while not self.ended.wait(POLL_S):
             if time.monotonic() - told > 1:
                 told = time.monotonic()
                 _replace(self.folder / "front.alive", str(int(time.time())))
@@ -91,8 +93,21 @@ class Front:
                     self.trouble = ""
                 except (OSError, RunFailed, InputError) as error:
                     self.trouble = str(error)
-                    time.sleep(1)
-            time.sleep(POLL_S)
+                    self.ended.wait(1)
+
+    def end(self) -> None:
+        """End HAProxy and all that is under way in it. No actor is told to: its HAProxy ends with the cluster."""
+        self.abandon()
+        if self.process is not None and self._alive():
+            self.process.kill()
+            self.process.wait(5)
+        if self.socket is not None:
+            self.socket.close()
+
+    def abandon(self) -> None:
+        """Look after it no more, as when this process was killed."""
+        self.ended.set()
+        self.watching.join()
 
     def _reachable(self) -> str:
         host: str = self.listen["host"]
@@ -104,14 +119,12 @@ class Front:
         if self.process is None:
             # An HAProxy of an earlier life of this actor goes on: it has the socket.
             self.process = _recorded(self.folder / "front.pid")
-            if self.process is not None and self.socket is None:
-                self.socket = control.inherited(self.control, self.listen["port"])
         return self.process is not None and self.process.is_running() and self.process.status() != "zombie"
 
     def _start(self) -> None:
         for name, text in answers().items():
             (self.folder / name).write_text(text)
-        (self.folder / "lease.lua").write_text(_LEASE.format(file=self.folder / "front.alive", seconds=ORPHANED_S))
+        (self.folder / "lease.lua").write_text(LEASE.format(file=self.folder / "front.alive", seconds=ORPHANED_S))
         if not (self.folder / "retried.lst").exists():
             (self.folder / "retried.lst").write_text("/\n")
         if self.socket is None:
@@ -122,16 +135,15 @@ class Front:
         pem = certificate.write(self.folder, self.listen)
         file = self.folder / "front.cfg"
         number = self.socket.fileno()
-        file.write_text(
-            configuration(
-                self.folder,
-                descriptor=number,
-                certificate=pem,
-                send_timeout_s=self.listen.get("send_timeout_s", 15),
-                # Each has two descriptors here; HAProxy does not start where they may be more than it can have.
-                max_connections=min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100),
-            )
+        text = configuration(
+            self.folder,
+            descriptor=number,
+            certificate=pem,
+            send_timeout_s=self.listen.get("send_timeout_s", 15),
+            # Each has two descriptors here; HAProxy does not start where they may be more than it can have.
+            max_connections=min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100),
         )
+        file.write_text(text)
         with open(self.folder / "front.log", "ab") as log:
             self.child = subprocess.Popen(
                 [_binary(), "-db", "-f", str(file)],
@@ -144,6 +156,20 @@ class Front:
         self.process = psutil.Process(self.child.pid)
         self.starts += 1
         (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+        self._admit(text)
+
+    def _admit(self, text: str) -> None:
+        """Let the places that were empty take part, as ones that are down until a check finds a gateway there."""
+        empty = [line.split()[1] for line in text.splitlines() if line.endswith(" disabled")]
+        words = ";".join(
+            f"set server gateways/{one} state ready;set server gateways/{one} health down" for one in empty
+        )
+        end = time.monotonic() + 5
+        while words and self._alive() and time.monotonic() < end:
+            if not (said := control.say(self.control, words)):
+                return
+            self.trouble = said
+            time.sleep(0.01)
 
     def _renew(self) -> None:
         """Give HAProxy a certificate that was renewed on disk. No connection is touched; a bad one changes nothing."""
@@ -201,19 +227,6 @@ def _replace(file: Path, text: str) -> None:
     fresh = file.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(file)
-
-
-# Run by HAProxy, every few seconds.
-_LEASE = """core.register_task(function()
-  while true do
-    core.sleep(5)
-    local file = io.open("{file}")
-    local at = file and tonumber(file:read("*l") or "") or 0
-    if file then file:close() end
-    if os.time() - at > {seconds} then os.exit(0) end
-  end
-end)
-"""
 
 
 def _recorded(file: Path) -> psutil.Process | None:

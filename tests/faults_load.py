@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import json
+import random
 import threading
 import time
 import uuid
@@ -14,8 +15,9 @@ import aiohttp
 
 
 class Seen:
-    """What the load met: `statuses` counts answers, "reset" where the connection broke; `wrong` holds answers that were
-    not this request's; `took` and `ended` are seconds by request, in the order of their ends."""
+    """What the load met: `statuses` counts answers, "reset" where the connection broke, "cut" where that was in the
+    midst of an answer; `wrong` holds answers that were not this request's; `took` and `ended` are seconds by request, in
+    the order of their ends."""
 
     def __init__(self):
         self.statuses = collections.Counter()
@@ -46,7 +48,7 @@ class Seen:
         others = {key: value for key, value in sorted(self.statuses.items(), key=str) if key != 200}
         return (
             f"{what:44} {self.bad:4d} of {self.count:6d} failed {others or ''}; {self.gap():5.2f} s without an answer; "
-            f"p50 {1000 * self.quantile(0.5):.0f} ms, p99 {1000 * self.quantile(0.99):.0f} ms"
+            f"p50 {1000 * self.quantile(0.5):.0f} ms, p99 {1000 * self.quantile(0.99):.0f} ms; by {dict(self.pids)}"
         )
 
 
@@ -75,11 +77,14 @@ def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, te
                         seen.failed.append((answer.status, text[:200]))
                         assert answer.status != 429 or "retry-after" in answer.headers
                         await asyncio.sleep(0.05)
+            except aiohttp.ClientPayloadError as error:  # it had begun
+                seen.statuses["cut"] += 1
+                seen.failed.append(("", repr(error)))
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
                 seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
                 seen.failed.append(("", repr(error)))
             seen.ids.append(key)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(random.uniform(0, 2 * pause))  # so that they do not keep step
 
     async def main():
         connector = aiohttp.TCPConnector(limit=0)

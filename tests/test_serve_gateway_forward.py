@@ -9,7 +9,8 @@ from gateway_peers import OK, answers, serving
 from serve.asgi import Disconnected
 from serve.gateway.body import HELD_BYTES, Body
 from serve.gateway.directory import Directory
-from serve.gateway.forward import Errand, Forwarder
+from serve.gateway.errand import Errand
+from serve.gateway.forward import Forwarder
 from serve.gateway.openai_routes import refuse as openai_refuse
 from serve.gateway.suspects import MOST, Suspects
 
@@ -78,8 +79,12 @@ class Client:
         return dict(self.messages[0]["headers"]).get(b"retry-after")
 
 
+made: list[Forwarder] = []
+
+
 def forwarder(*entries):
     way = Forwarder(Directory(), lambda: b"secret")
+    made.append(way)
     way.directory.update(entries)
     return way
 
@@ -87,6 +92,10 @@ def forwarder(*entries):
 def run(main):
     async def all_of_it():
         await main()
+        while made:
+            way = made.pop()
+            assert all(load.ongoing == load.held == 0 for load in way.loads.values())
+            way.directory.update([])
         await asyncio.sleep(0.05)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         assert not left, left
@@ -238,11 +247,13 @@ def test_a_client_that_leaves_stops_the_replicas_work(tmp_path):
     async def streams(server, reader, writer):
         await server.request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        while not reader.at_eof():
-            writer.write(b"2\r\nab\r\n")
-            await writer.drain()
-            await asyncio.sleep(0.005)
-        stopped.set()
+        try:
+            while not reader.at_eof():
+                writer.write(b"2\r\nab\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.005)
+        finally:
+            stopped.set()
 
     async def main():
         for script in (slow, streams):

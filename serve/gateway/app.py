@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import fcntl
 import os
 import secrets
 from collections.abc import Mapping
@@ -40,11 +39,12 @@ from serve.asgi import (
     too_large,
 )
 from serve.front import front
-from serve.front_config import SLOTS
 from serve.gateway import openai_routes, visit
+from serve.gateway.behind import retried, take_place
 from serve.gateway.body import Body
 from serve.gateway.directory import Directory
-from serve.gateway.forward import Errand, Forwarder, Headers, Refuse
+from serve.gateway.errand import Errand, Headers, Refuse
+from serve.gateway.forward import Forwarder
 from serve.gateway.pace import CUT, CUT_OFF, Paced
 from serve.host import Server
 from serve.keeper import LOAD_S, PACE_S, ask
@@ -130,7 +130,7 @@ class Gateway:
 
         self.secret = places.secret()
         folder = places.sockets()
-        self.socket, self.lock = _take_place(folder)
+        self.socket, self.lock = take_place(folder)
         self.server = Server(
             uvicorn.Config(
                 application(self.requests.measured(self.answer)),
@@ -320,14 +320,6 @@ async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
 
 
-def retried(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How the paths begin of requests that may be run again where a gateway died with them: all, unless there are
-    models whose files say that theirs may not be. Routes that name their model in the body are not among them then."""
-    if all(model.get("idempotent", True) for model in models.values()):
-        return ["/"]
-    return sorted(f"/models/{name}/" for name, model in models.items() if model.get("idempotent", True))
-
-
 async def _answer(reference: Any) -> Any:
     return await reference
 
@@ -335,21 +327,6 @@ async def _answer(reference: Any) -> Any:
 async def refuse(send: Send, status: int, message: str, kind: str, headers: Headers = ()) -> None:
     """Answer with the error shape of the Hugging Face routes."""
     await respond(send, status, encode({"error": message, "error_type": kind}), headers)
-
-
-def _take_place(folder: Any) -> tuple[str, IO[str]]:
-    """A socket's path that no other gateway of this node has, and the lock that keeps it. Raises RunFailed."""
-    for slot in range(SLOTS):
-        lock = open(folder / f"g{slot}.lock", "w")  # noqa: SIM115 - open as long as the place is taken
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            continue
-        path = folder / f"g{slot}"
-        path.unlink(missing_ok=True)  # of one that was killed
-        return str(path), lock
-    raise RunFailed(f"{SLOTS} gateways run on this node, which is the most; lower http.gateways in cluster.yaml")
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:

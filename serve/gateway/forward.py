@@ -9,59 +9,18 @@ says otherwise. Once: a request that kills its replica takes down two of them, n
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-from serve.asgi import PATIENCE_S, Disconnected, Scope, Send
+from serve.asgi import PATIENCE_S, Disconnected
 from serve.gateway.answer import Answer, Lost
-from serve.gateway.body import Body
 from serve.gateway.directory import Directory, Replica
+from serve.gateway.errand import Errand, busy, pass_back, poison
 from serve.gateway.holding import Load, hold
 from serve.gateway.suspects import Suspects, fingerprint
 from serve.gateway.wire import head
 
-# An answer up to this size goes out in one piece.
-WHOLE_BYTES = 1_048_576
 _PASSED_ON = frozenset((b"content-type", b"content-encoding", b"accept", b"x-request-id"))
-_PASSED_BACK = frozenset((b"content-type", b"content-length", b"content-encoding", b"retry-after"))
-Headers = tuple[tuple[bytes, bytes], ...]
-Refuse = Callable[[Send, int, str, str, Headers], Awaitable[None]]
-
-
-@dataclass
-class Errand:
-    """A request on its way: to which model and where, its body, and how to say what went wrong."""
-
-    name: str
-    model: Mapping[str, Any]
-    route: str
-    body: Body
-    scope: Scope
-    send: Send
-    refuse: Refuse
-    sent: bool = False
-    """A replica has it, or had it."""
-    begun: bool = False
-    mark: str = ""
-    """Its fingerprint, where one was wanted."""
-    asked: float = 0.0
-    """When it was last sent to a replica, by time.perf_counter; 0 before."""
-    again: bool = True
-    """Whether it may go to a second replica after it was sent to one."""
-    held: bool = True
-    """Whether it waits where no replica is up; it is refused otherwise."""
-    answered_by: str = ""
-    """Id of the replica whose answer went back."""
-    limit: asyncio.Timeout | None = None
-    held_until: float | None = None
-    """Once it has waited for a replica: until when it may, by the loop's clock."""
-
-    @property
-    def application(self) -> str:
-        return self.model.get("application", self.name)
 
 
 class Forwarder:
@@ -92,7 +51,7 @@ class Forwarder:
             if errand.begun:
                 raise
             if not errand.sent:
-                return await _busy(errand, 5)
+                return await busy(errand, 5)
             message = f"{errand.name}: no answer in time; raise serve.request_timeout_s, or send less"
             await errand.refuse(errand.send, 504, message, "Timeout", ())
         finally:
@@ -103,7 +62,7 @@ class Forwarder:
         if self.suspects:  # else nothing died lately, and nobody need know these bytes again
             errand.mark = _mark(errand)
             if left := self.suspects.seconds_left(errand.mark):
-                await _poison(errand, left)
+                await poison(errand, left)
                 return
         avoid: set[str] = set()
         age = await self._round(errand, load, avoid, again=self.may_run_twice(errand))
@@ -124,14 +83,14 @@ class Forwarder:
             replica = self.directory.pick(errand.application, avoid=avoid, prefer=errand.name) if free else None
             if replica is None:
                 if not errand.held:
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
                 if free and avoid and self.directory.pick(errand.application) is not None:
                     # All that there are were tried, and each had its hands full. Who was held was told to wait.
                     if errand.held_until is None:
-                        return await _busy(errand, 1)
+                        return await busy(errand, 1)
                     self.directory.waiting.again(errand.application)
                 if (seconds := await hold(errand, load, self.directory.waiting)) is not None:
-                    return await _busy(errand, seconds)
+                    return await busy(errand, seconds)
                 avoid.clear()
                 free = True
                 continue
@@ -148,7 +107,7 @@ class Forwarder:
                     self.directory.full(replica)
                 avoid.add(replica.id)
                 if not body.kept:
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
             except Lost as lost:
                 if body.fault is not None:
                     raise body.fault from None
@@ -161,12 +120,12 @@ class Forwarder:
                 if not lost.sent:
                     if body.kept:
                         continue
-                    return await _busy(errand, 1)
+                    return await busy(errand, 1)
                 if body.whole is not None:
                     errand.mark = errand.mark or _mark(errand)
                     if self.suspects.struck(errand.mark, errand.application, turn=turn) > 1:
                         load.failed += 1
-                        return await _poison(errand, self.suspects.seconds_left(errand.mark))
+                        return await poison(errand, self.suspects.seconds_left(errand.mark))
                 if again and body.kept:
                     return time.monotonic() - began
                 load.failed += 1
@@ -213,7 +172,7 @@ class Forwarder:
                 errand.sent = False
                 return asking
             errand.answered_by = replica.id
-            await _pass_back(asking, errand)
+            await pass_back(asking, errand)
             return None
         except asyncio.CancelledError:
             if gone:
@@ -244,20 +203,6 @@ class Forwarder:
         return not any(key == b"x-shoal-retry" and value.lower() == b"never" for key, value in errand.scope["headers"])
 
 
-async def _busy(errand: Errand, seconds: int) -> None:
-    # Clients of the Hugging Face routes retry a 503 at once and without end, hence 429.
-    message = f"{errand.name}: every replica is busy, or none is up; try again after the time in Retry-After"
-    await errand.refuse(errand.send, 429, message, "Overloaded", ((b"retry-after", b"%d" % seconds),))
-
-
-async def _poison(errand: Errand, seconds: float) -> None:
-    message = (
-        f"{errand.name}: this request (fingerprint {errand.mark[:12]}) was at work on two replicas as each died; "
-        f"the same bytes are refused for {seconds / 60:.0f} minutes more; send another request, and look into the logs"
-    )
-    await errand.refuse(errand.send, 422, message, "PoisonRequest", ())
-
-
 def _mark(errand: Errand) -> str:
     scope = errand.scope
     media = next((value for key, value in scope["headers"] if key == b"content-type"), b"")
@@ -276,36 +221,3 @@ def _head(errand: Errand, secret: bytes) -> bytes:
     # Copies that several models share tell them apart by the path.
     route = errand.model.get("route", "") + errand.route or "/"
     return head("POST", f"{route}?{query}" if query else route, headers, length)[:-2]
-
-
-@functools.cache
-def printable(version: str) -> bytes:
-    """A version as a header can hold it; there are as many as are served."""
-    return "".join(one if "!" <= one <= "~" else "?" for one in version).encode()
-
-
-async def _pass_back(answer: Answer, errand: Errand) -> None:
-    """Send an answer on: in one piece where it is small, else as it comes."""
-    headers = [pair for pair in answer.headers if pair[0] in _PASSED_BACK]
-    headers.append((b"x-shoal-version", printable(errand.model["version"])))
-    start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-    send = errand.send
-    if answer.status == 503:
-        await answer.read()
-        return await _busy(errand, 1)
-    if answer.status >= 500 and not answer.get(b"content-type").startswith(b"application/json"):
-        # What the server says in its own words where ours found none.
-        await answer.read()
-        text = f"{errand.name}: the replica failed on this request"
-        return await errand.refuse(send, 500, text, "InternalError", ())
-    length = answer.length
-    if length is not None and length <= WHOLE_BYTES:
-        content = await answer.read()
-        errand.begun = True
-        await send(start)
-        return await send({"type": "http.response.body", "body": content})
-    errand.begun = True
-    await send(start)
-    async for chunk in answer.chunks():
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    return await send({"type": "http.response.body", "body": b""})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from serve.asgi import Disconnected
 
 if TYPE_CHECKING:
-    from serve.gateway.forward import Errand
+    from serve.gateway.errand import Errand
 
 # Where a model's entry does not say: requests held for it, and seconds that they are.
 MAX_HELD, HOLD_S = 1000, 120

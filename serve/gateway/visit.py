@@ -15,7 +15,7 @@ from serve.keys.gatekeeper import Caller, Gatekeeper, Ticket, request_id
 from serve.keys.tokens import Stream, read_usage
 
 if TYPE_CHECKING:
-    from serve.gateway.forward import Errand
+    from serve.gateway.errand import Errand
 
 _KEY = "shoal.visit"
 _FREE = ("/health", "/-/")

@@ -16,7 +16,8 @@ from cluster.monitoring.rollout import Versions
 from serve.asgi import Disconnected, Message, Send
 from serve.gateway import visit
 from serve.gateway.body import Body
-from serve.gateway.forward import WHOLE_BYTES, Errand, Forwarder
+from serve.gateway.errand import WHOLE_BYTES, Errand
+from serve.gateway.forward import Forwarder
 from serve.keeper import ask
 from serve.rollout import entry, split
 from serve.rollout.agree import agreement

@@ -43,7 +43,11 @@ def configuration(
         f"    http-error status {status} content-type application/json lf-file {folder}/{status}.json"
         for status in _OWN
     )
-    servers = "\n".join(f"    server g{slot} unix@{folder}/g{slot}" for slot in range(SLOTS))
+    # A place that nobody has taken would get requests until it has failed its first check: see Front._admit.
+    taken = {slot for slot in range(SLOTS) if (folder / f"g{slot}").exists()}
+    servers = "\n".join(
+        f"    server g{slot} unix@{folder}/g{slot}{'' if slot in taken else ' disabled'}" for slot in range(SLOTS)
+    )
 
     def answer(status: int, more: str = "") -> str:
         return f"return status {status} content-type application/json lf-file {folder}/{status}.json{more}"
@@ -55,7 +59,7 @@ def configuration(
     # More than are taken, so that the answer to too many is ours; beyond this, and beyond a buffer, HAProxy has a 400
     # of its own.
     tune.http.maxhdr 1000
-    stats socket {folder}/front.sock mode 600 level admin expose-fd listeners
+    stats socket {folder}/front.sock mode 600 level admin
     lua-load {folder}/lease.lua
 defaults
     mode http
@@ -69,6 +73,8 @@ defaults
     timeout server 86400s
     timeout queue 10s
     timeout check 2s
+    # A client that is gone is told of to the gateway, which stops the replica's work.
+    option abortonclose
     option http-no-delay
     option redispatch 1
     retries 3
@@ -105,7 +111,8 @@ backend gateways
     balance leastconn
     http-reuse always
     option httpchk GET /-/ping
-    default-server check inter 500ms fastinter 100ms downinter 100ms fall 1 rise 1
+    default-server check inter 500ms fastinter 100ms downinter 100ms fall 3 rise 1
+    # One that is busy may be late for a check; one that is dead is noticed by its first connection.
     default-server observe layer4 error-limit 1 on-error mark-down
 {servers}
 """
@@ -126,3 +133,16 @@ def answers() -> dict[str, str]:
         f"Cache-Control: no-cache\r\nRetry-After: 1\r\nConnection: close\r\n\r\n{body}"
     )
     return found
+
+
+# Run by HAProxy, every few seconds.
+LEASE = """core.register_task(function()
+  while true do
+    core.sleep(5)
+    local file = io.open("{file}")
+    local at = file and tonumber(file:read("*l") or "") or 0
+    if file then file:close() end
+    if os.time() - at > {seconds} then os.exit(0) end
+  end
+end)
+"""
