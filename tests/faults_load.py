@@ -16,8 +16,8 @@ import aiohttp
 
 class Seen:
     """What the load met: `statuses` counts answers, "reset" where the connection broke, "cut" where that was in the
-    midst of an answer; `wrong` holds answers that were not this request's; `took` and `ended` are seconds by request, in
-    the order of their ends."""
+    midst of an answer; `wrong` holds answers that were not this request's; `took` and `ended` are seconds by request,
+    in the order of their ends."""
 
     def __init__(self):
         self.statuses = collections.Counter()
