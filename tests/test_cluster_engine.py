@@ -31,8 +31,14 @@ def test_a_whole_model_has_an_engine_of_its_own():
     (deployment,) = found["deployments"]
     assert deployment["name"] == "Llm"
     assert deployment["ray_actor_options"] == {"num_cpus": 1.5, "num_gpus": 0}
-    assert deployment["user_config"] == {"adapters": {}, "request_timeout_s": 60.0, "max_body_mb": 32.0}
-    assert (deployment["max_ongoing_requests"], deployment["max_queued_requests"]) == (64, 256)
+    assert deployment["user_config"] == {
+        "adapters": {},
+        "request_timeout_s": 60.0,
+        "max_body_mb": 32.0,
+        "max_ongoing_requests": 64,
+        "max_queued_requests": 256,
+        "max_memory_gb": None,
+    }
 
 
 def test_a_tuned_file_serves_its_base_with_the_adapter_live():

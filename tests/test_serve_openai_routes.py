@@ -200,8 +200,13 @@ def test_an_answer_that_breaks_off_does_not_look_whole():
         async def send(message):
             sent.append(message)
 
+        body = json.dumps({"model": "chat", "prompt": prompt}).encode()
+        messages = [{"type": "http.request", "body": body}]
+
         async def receive():
-            return {"type": "http.request", "body": json.dumps({"model": "chat", "prompt": prompt}).encode()}
+            while not messages:
+                await asyncio.sleep(60)  # a client that stays
+            return messages.pop()
 
         async with gateway(dribble, timeout_s=-0.5) as client:
             answer = client._transport.app  # pyright: ignore[reportAttributeAccessIssue] - an ASGITransport

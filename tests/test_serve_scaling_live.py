@@ -59,11 +59,10 @@ def scaling(cluster):
 def until(cluster, right, wait_s=60):
     """The Keeper's word of the model, once it and the copies that are up are as they should be."""
     end = time.monotonic() + wait_s
-    while time.monotonic() < end:
-        found = scaling(cluster)
-        if right(*found):
-            return found[0]
+    while not right(*(found := scaling(cluster))) and time.monotonic() < end:
         time.sleep(0.1)
+    if right(*found):
+        return found[0]
     raise AssertionError(f"not within {wait_s} s: {found}")
 
 

@@ -65,6 +65,7 @@ def test_a_changed_configuration_leaves_the_number_as_it_is(wanted):
 
     changed = copy.deepcopy(info)
     changed.deployment_config.user_config = {"max_batch_size": 8}
+    assert found._deployment_info is not None
     assert found._deployment_info.config_changed(changed)
     assert found.register(changed, 4) == 4
 
