@@ -133,6 +133,7 @@ def test_show_finds_the_endpoint_of_exactly_this_version(monkeypatch: pytest.Mon
     @dataclass
     class Running:
         http_url: str
+        token: str = ""
 
     server = http.server.HTTPServer(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
