@@ -118,11 +118,11 @@ REPLICAS = Row(
         ),
         Panel(
             "Start of a replica",
-            "Seconds of its parts, at the median of the last hour: from the decision to the first request it can take.",
+            "Seconds of its parts, at the median: from the decision to the first request that it can take.",
             "s",
             (
                 Query(
-                    f"histogram_quantile(0.5, sum by (le, part) (increase({START.series}{_MINE}[1h])))",
+                    f"histogram_quantile(0.5, sum by (le, part) ({START.series}{_MINE}))",
                     "{{part}}",
                 ),
             ),
@@ -172,12 +172,14 @@ REPLICAS = Row(
             "In shared copies: how long it took until the model was loaded, each time it was asked for and not there.",
             "s",
             quantiles(LOAD_SECONDS, _MINE)[:2],
+            needs="shared",
         ),
         Panel(
             "Let go",
             "In shared copies: how often the model made room for others.",
             "short",
             (Query(f"sum(increase({LET_GO.series}{_MINE}[{WINDOW}]))", "let go"),),
+            needs="shared",
         ),
     ),
 )
