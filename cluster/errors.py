@@ -46,7 +46,7 @@ class TooSlow(InputError):
     status = 408
 
 
-class TooMany(ShoalError):
+class Overloaded(ShoalError):
     """A queue or an allowance is full. `retry_after_s` is when to try again."""
 
     status = 429

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from cluster import tasks
-from cluster.errors import InputError, ShoalError, TooMany
+from cluster.errors import InputError, Overloaded, ShoalError
 from cluster.monitoring.record import Passes
 from serve.asgi import (
     Disconnected,
@@ -105,7 +105,7 @@ class Model:
             status, body = 504, encode({"error": message, "error_type": "Timeout"})
         except ShoalError as error:
             status, body = error_body(error)
-            if isinstance(error, TooMany):
+            if isinstance(error, Overloaded):
                 more = ((b"retry-after", b"%d" % error.retry_after_s),)
         except Exception as error:
             log.exception("%s: a request failed", self.args.name)

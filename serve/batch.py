@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.errors import RunFailed, TooMany
+from cluster.errors import Overloaded, RunFailed
 from serve.passes import Overhead, Pass, Recent
 from serve.window import window
 
@@ -102,7 +102,7 @@ class Batcher:
 
     async def submit(self, inputs: list[Any]) -> list[Any]:
         """The outputs of these inputs. Cancelled, they leave the queue. Raises what `predict` raised or returned for
-        one of them; TooMany where the queue is full."""
+        one of them; Overloaded where the queue is full."""
         weight = 1 + (len(inputs) - 1) // self.max_batch_size
         if self.held and self.held + weight > self.max_held:
             raise self._too_many()
@@ -146,10 +146,10 @@ class Batcher:
             len(self.sorted) * self.sorted[-1][0] >= self._limit() if self.sorted else False
         )
 
-    def _too_many(self) -> TooMany:
+    def _too_many(self) -> Overloaded:
         facts = self.recent.facts()
         seconds = len(self.sorted) / facts["batch_size"] * facts["pass_s"] if facts["batch_size"] else 1.0
-        return TooMany(
+        return Overloaded(
             f"{self.ongoing} requests are in hand and no more may wait; try again after the time in Retry-After, or "
             "raise serve.max_queued_requests or serve.max_replicas",
             retry_after_s=min(max(math.ceil(seconds), 1), 60),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import RunFailed, TooMany
+from cluster.errors import Overloaded, RunFailed
 from serve.batch import Batcher
 from serve.passes import isolated
 
@@ -252,7 +252,7 @@ def test_the_queue_is_finite_and_says_when_to_come_again():
         await asyncio.to_thread(gate.running.wait, 5)
         waiting = [asyncio.create_task(made.submit([value])) for value in (1, 2)]
         await asyncio.sleep(0)
-        with pytest.raises(TooMany, match="3 requests are in hand") as refused:
+        with pytest.raises(Overloaded, match="3 requests are in hand") as refused:
             await made.submit([3])
         assert refused.value.status == 429
         assert refused.value.retry_after_s >= 1
@@ -270,7 +270,7 @@ def test_the_queue_is_finite_and_says_when_to_come_again():
 
 
 def test_too_many_crosses_processes_with_its_time():
-    again = pickle.loads(pickle.dumps(TooMany("full", 7)))  # noqa: S301
+    again = pickle.loads(pickle.dumps(Overloaded("full", 7)))  # noqa: S301
     assert (again.message, again.retry_after_s, again.status) == ("full", 7, 429)
 
 

@@ -325,7 +325,7 @@ def test_a_full_replica_says_when_to_come_again(model_folder):
             answers = await asyncio.gather(*(client.post("/", json={"inputs": f"{index}"}) for index in range(5)))
         assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429]
         full = next(answer for answer in answers if answer.status_code == 429)
-        assert full.json()["error_type"] == "TooMany"
+        assert full.json()["error_type"] == "Overloaded"
         assert int(full.headers["retry-after"]) >= 1
 
     asyncio.run(main())
