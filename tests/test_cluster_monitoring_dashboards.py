@@ -102,14 +102,15 @@ def test_a_wrong_expression_would_be_noticed():
 def test_what_cannot_be_shown_on_cpus_without_an_llm_is_marked():
     needs = {
         kind: sum(panel.needs == kind for page in PAGES.values() for panel in page.panels)
-        for kind in ("", "gpu", "llm", "rollout", "shared")
+        for kind in ("", "gpu", "llm", "rollout", "shared", "keys")
     }
-    assert needs == {"": 42, "gpu": 2, "llm": 7, "rollout": 5, "shared": 2}
+    assert needs == {"": 41, "gpu": 2, "llm": 7, "rollout": 5, "shared": 2, "keys": 1}
     for _, panel, query in QUERIES:
         asked = " ".join(metrics_of(query.expr))
         assert ("ray_vllm_" in asked) == (panel.needs == "llm"), panel.title
         assert ("rollout" in asked or "roll_backs" in asked) == (panel.needs == "rollout"), panel.title
         assert ("model_load_" in asked or "let_go" in asked) == (panel.needs == "shared"), panel.title
+        assert ("refused" in asked) == (panel.needs == "keys"), panel.title
         assert ("gpus" in asked or "gram" in asked) == (panel.needs == "gpu"), panel.title
 
 

@@ -200,7 +200,8 @@ def test_requests_are_counted_to_the_last_one(world: Any):
         return world.ask.value(f'sum({names.REQUESTS.series}{{model="{model}", code="{code}"}})')
 
     def all_there() -> bool:
-        return (counted(NAME, "200"), counted(NAME, "400")) == (sent["200"], sent["400"])
+        inputs = world.ask.value(f"sum({names.INPUTS.series})")
+        return (counted(NAME, "200"), counted(NAME, "400"), inputs) == (sent["200"], sent["400"], 2 * sent["200"])
 
     assert until(all_there, 40), (sent, counted(NAME, "200"), counted(NAME, "400"))
     # Names that are not served are a client's choice: they make one series, not one each. A few are of `deploy`, which

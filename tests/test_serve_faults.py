@@ -87,6 +87,15 @@ class House:
             if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])
         ]
 
+    def both_gateways(self):
+        """Wait until two are up, and HAProxy knows of both: an earlier test may have killed one."""
+        end = time.monotonic() + 60
+        while len(self.gateways()) < 2:
+            assert time.monotonic() < end, "one gateway only"
+            time.sleep(0.2)
+        time.sleep(3)
+        return self.gateways()
+
     def haproxy(self):
         folder = embedded.scratch_folder(self.cluster.home) / "s"
         return int((folder / "front.pid").read_text().split()[0])
@@ -163,7 +172,7 @@ def test_what_may_not_run_twice_never_does(house):
         os.kill(first, signal.SIGKILL)
         os.kill(victim, signal.SIGKILL)
         time.sleep(2)
-        os.kill(house.gateways()[0], signal.SIGKILL)
+        os.kill(house.both_gateways()[0], signal.SIGKILL)
         house.settle("once", other_than=[first])
         house.settle(other_than=[victim])
     house.tell("the same, serve.idempotent: false", seen)
@@ -177,7 +186,7 @@ def test_what_may_not_run_twice_never_does(house):
 
 
 def test_a_gateway_that_is_killed_loses_no_request_that_fits_haproxys_buffer(house):
-    victim = house.gateways()[0]
+    victim, _ = house.both_gateways()
     with load(house.url(), sleep=0.02) as seen, load(house.url(), size=300_000, concurrent=2, sleep=0.02) as large:
         time.sleep(1)
         os.kill(victim, signal.SIGKILL)
@@ -195,6 +204,7 @@ def test_a_gateway_that_is_killed_loses_no_request_that_fits_haproxys_buffer(hou
 
 
 def test_haproxy_that_is_killed_loses_what_it_had_and_refuses_nobody(house):
+    house.both_gateways()
     victim = house.haproxy()
     with load(house.url(), sleep=0.02) as seen:
         time.sleep(1)
@@ -222,6 +232,7 @@ def test_the_fronts_actor_the_keeper_and_serves_controller_may_die(house):
     while not house.pids("ray::Front") and time.monotonic() < end:
         time.sleep(0.2)
     time.sleep(1)
+    house.both_gateways()
     victim = house.haproxy()
     with load(house.url(), sleep=0.02, concurrent=4) as seen:
         time.sleep(0.5)

@@ -42,7 +42,9 @@ def wait(
     """Panels of a page, without those that need a GPU or a roll-out, and whether each has had data `since` then; waits
     for it `seconds` at most."""
     began = time.time()
-    panels = {panel.title: panel for panel in PAGES[page].panels if panel.needs not in ("gpu", "rollout", "shared")}
+    panels = {
+        panel.title: panel for panel in PAGES[page].panels if panel.needs not in ("gpu", "rollout", "shared", "keys")
+    }
     lives = dict.fromkeys(panels, False)
     while not all(lives.values()) and (spent := time.time() - began) < seconds:
         progress("watch", spent, seconds, f"{sum(lives.values())} of {len(lives)} panels")

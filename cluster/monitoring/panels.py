@@ -31,7 +31,7 @@ class Panel:
     kind: Literal["graph", "number"] = "graph"
     width: int = 8
     """Of 24."""
-    needs: Literal["", "gpu", "llm", "rollout", "shared"] = ""
+    needs: Literal["", "gpu", "llm", "rollout", "shared", "keys"] = ""
     most: float | None = None
     """Top of the scale, where there is one."""
     words: tuple[tuple[int, str, str], ...] = ()

@@ -19,6 +19,7 @@ TENANTS = Row(
             "Not let in: no key in force, not for this model, or a limit used up. Whose is not known without a key.",
             "reqps",
             (Query(rate(REFUSED, "tenant, why"), "{{tenant}} {{why}}"),),
+            needs="keys",
         ),
         Panel(
             "Tokens by tenant",
