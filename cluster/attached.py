@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.bearer import bearer
 from cluster.errors import ClusterGone, InputError
 from cluster.ports import FIRST_HTTP, answers
 from cluster.serving import GATEWAY, listening
@@ -115,7 +116,7 @@ def _details(dashboard_url: str, token: str) -> dict[str, Any]:
 
     if not dashboard_url:
         return {}
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = bearer(token)
     url = f"{dashboard_url.rstrip('/')}/api/serve/applications/"
     try:
         answer = httpx.get(url, headers=headers, timeout=60, trust_env=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from filelock import FileLock
 
+from cluster.bearer import bearer
 from cluster.errors import ClusterGone, RunFailed
 from cluster.serving import GATEWAY, QUIET, gateway_application
 
@@ -107,7 +108,7 @@ def read(cluster: Cluster) -> dict[str, dict[str, Any]]:
 
 def _ask(cluster: Cluster, method: str, config: dict[str, Any] | None = None) -> Any:
     """Ask Serve's REST interface. Raises ClusterGone where nobody answers, RunFailed where it refuses."""
-    headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+    headers = bearer(cluster.token)
     url = f"{cluster.dashboard_url.rstrip('/')}/api/serve/applications/"
     try:
         response = httpx.request(method, url, json=config, headers=headers, timeout=60, trust_env=False)

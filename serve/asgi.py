@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, TypeVar
 
 from cluster.errors import InputError, RunFailed, ShoalError, TooLarge
@@ -77,6 +77,11 @@ async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         timer.cancel()
         if watching is not None:
             watching.cancel()
+
+
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes:
+    """The value of the first header of a name (in small letters), or nothing."""
+    return next((value for key, value in headers if key == name), b"")
 
 
 def declared_length(headers: dict[bytes, bytes]) -> int:

@@ -16,27 +16,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import uvicorn
-
 from cluster.errors import RunFailed
 from serve import places
 from serve.asgi import Receive, Scope, Send
 from serve.keeper import BEAT_S, ask
 from serve.scaling import parts
+from serve.server import listen
 
-# A gateway keeps its connections; this end does not close them under a request that comes.
-_KEEP_ALIVE_S = 86_400
 # How long one that leaves still says so to whoever asks: by then every gateway has heard of it from the Keeper, and
 # nobody sends a request into a connection that is being closed.
 LINGER_S = 1.5
-
-
-class Server(uvicorn.Server):
-    """uvicorn within a process that has signal handlers of its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Any:
-        yield
 
 
 class Host:
@@ -82,12 +71,11 @@ class Host:
         self.secret = places.secret()
         self.id = context.replica_id.unique_id
         self.name = self.id.encode()
-        config: dict[str, Any] = {}
+        path: str | None = None
         listening: socket.socket | None = None
         if address in ("127.0.0.1", "::1"):
             # A node of the loopback has no others beside it: all who may ask reach its folder of sockets.
-            self.address = str(places.sockets() / f"r{secrets.token_hex(8)}")
-            config = {"uds": self.address}
+            self.address = path = str(places.sockets() / f"r{secrets.token_hex(8)}")
         else:
             listening = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
             port = listening.getsockname()[1]
@@ -104,28 +92,7 @@ class Host:
         }
         parts.mark("ready")
         self.said["parts"] = parts.marks()
-        self.server = Server(
-            uvicorn.Config(
-                self.answer,
-                interface="asgi3",
-                proxy_headers=False,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_S,
-                backlog=4096,
-                **config,
-            )
-        )
-        serving = asyncio.create_task(self.server.serve(sockets=[listening] if listening is not None else None))
-        while not self.server.started:
-            if serving.done():
-                raise OSError(f"{self.address}: cannot be listened on")
-            await asyncio.sleep(0.01)
+        self.server, serving = await listen(self.answer, path=path, listening=listening)
         self.tasks = [serving, asyncio.create_task(self._tell())]
 
     async def close(self, grace_s: float) -> None:

@@ -138,14 +138,7 @@ class Keeper:
         self.gateways[gateway] = Looking(load, models, time.monotonic())
         self.scaler.gateways.note(gateway, load, time.monotonic())
         self._remember(poison or {})
-        until = time.monotonic() + LOOK_S
-        while self.version == seen and (left := until - time.monotonic()) > 0:
-            self.changed.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self.changed.wait()
-            except TimeoutError:
-                break
+        await _until(lambda: self.version != seen, self.changed)
         self._age()
         now = time.monotonic()
         return {
@@ -168,14 +161,7 @@ class Keeper:
         replicas each should have, as soon as that is not what it has `seen`, or after a second."""
         self.scaler.told(applications)
         self._tick()
-        until = time.monotonic() + LOOK_S
-        while self.scaler.wanted() == seen and (left := until - time.monotonic()) > 0:
-            self.decided.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self.decided.wait()
-            except TimeoutError:
-                break
+        await _until(lambda: self.scaler.wanted() != seen, self.decided)
         return self.scaler.wanted()
 
     async def rollouts(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -248,8 +234,7 @@ class Keeper:
         now = time.monotonic()
         for key, seconds in poison.items():
             if key not in self.poison:
-                self.version += 1
-                self.changed.set()
+                self._news()
             self.poison[key] = now + seconds
         for key in [key for key, until in self.poison.items() if until <= now]:
             del self.poison[key]
@@ -270,6 +255,18 @@ class Keeper:
         for name in [name for name, one in self.gateways.items() if now - one.heard > GONE_S]:
             del self.gateways[name]
             self.scaler.gateways.forget(name)
+
+
+async def _until(right: Callable[[], bool], event: asyncio.Event) -> None:
+    """Until something is right, looked at each time the event is set; for LOOK_S at most."""
+    end = time.monotonic() + LOOK_S
+    while not right() and (left := end - time.monotonic()) > 0:
+        event.clear()
+        try:
+            async with asyncio.timeout(left):
+                await event.wait()
+        except TimeoutError:
+            return
 
 
 def _copy(entry: Entry) -> Copy:
@@ -322,7 +319,7 @@ async def ask(method: str, *arguments: Any, within_s: float = 5) -> Any:
             threading.Thread(target=_find, args=(asyncio.get_running_loop(), found), daemon=True).start()
             _handles[node] = await found
         try:
-            return await asyncio.shield(_answer(getattr(_handles[node], method).remote(*arguments)))
+            return await asyncio.shield(answered(getattr(_handles[node], method).remote(*arguments)))
         except ActorDiedError:  # it was killed for good; somebody makes another
             _handles.pop(node, None)
             raise
@@ -342,5 +339,6 @@ def _find(loop: asyncio.AbstractEventLoop, found: asyncio.Future[Any]) -> None:
         loop.call_soon_threadsafe(tell, handle, problem)
 
 
-async def _answer(reference: Any) -> Any:
+async def answered(reference: Any) -> Any:
+    """What an actor's method returns, as a coroutine: Ray's own references are none."""
     return await reference

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.errors import RunFailed
 from cluster.processes import MARKER
+from serve.asgi import header
 
 SECRET = b"x-shoal-secret"
 
@@ -35,9 +36,7 @@ def secret() -> bytes:
 
     A cluster without a token lets everybody in that reaches its ports anyhow, by Ray's own.
     """
-    from cluster.attached import token
-
-    return hmac.new(token().encode(), b"shoal data plane", hashlib.sha256).hexdigest().encode()
+    return hmac.new(operator().encode(), b"shoal data plane", hashlib.sha256).hexdigest().encode()
 
 
 def operator() -> str:
@@ -49,10 +48,8 @@ def operator() -> str:
 
 def is_operator(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Whether a request shows the cluster's own token. Everybody does where the cluster has none."""
-    from cluster.attached import token
-
-    given = next((value for name, value in headers if name == b"authorization"), b"")
-    return hmac.compare_digest(given.removeprefix(b"Bearer "), token().encode())
+    given = header(headers, b"authorization").removeprefix(b"Bearer ")
+    return hmac.compare_digest(given, operator().encode())
 
 
 def _private(folder: Path) -> Path:

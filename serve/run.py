@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from cluster import attached, engine, scaling, tasks
-from cluster.errors import InputError, NotFound, RunFailed
+from cluster import engine, scaling, tasks
+from cluster.errors import NotFound
 from cluster.progress import Progress, silent
 from cluster.serving import GATEWAY, model_application
 from cluster.spec import Spec
 from serve import language, sharing
 from serve.applications import Change, read
 from serve.rollout.entry import INNER, NEXT, of
-from serve.state import state
+from serve.waiting import (
+    POLL_S,
+    entered,
+    message_of,
+    running_replicas,
+    wait_adapters,
+    wait_gateway,
+    wait_running,
+    wait_tried,
+)
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
-
-POLL_S = 0.2
-FRESH_S = 3.0  # a gateway that told nothing for longer has ended
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,11 @@ def deploy(
         progress(stage, 0, 3, "starting a replica" if before is None else "changing what is served")
         version = place.wanted["args"].get("version")
         wait_running(cluster, name, version, wait_s, lambda note: progress(stage, 1, 3, note))
-        cluster = _entered(cluster)
+        cluster = entered(cluster)
         if found is not None:
-            length = _wait_adapters(cluster, name, place.name, place.tag)
+            length = wait_adapters(cluster, name, place.name, place.tag)
         if spec.serve.shared:
-            _wait_tried(cluster, name, place.name, place.tag, wait_s)
+            wait_tried(cluster, name, place.name, place.tag, wait_s)
     except BaseException:
         if spec.serve.shared:
             sharing.take_out(cluster, place, before)
@@ -103,7 +106,7 @@ def deploy(
             known = change.models()
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
-    _wait_gateway(cluster, place.name, lambda version: version == model_uri)
+    wait_gateway(cluster, place.name, lambda version: version == model_uri)
     if found is None:
         # It may have been served elsewhere before: by itself, or in other copies.
         with Change(cluster) as change:
@@ -152,7 +155,7 @@ def remove(name: str, cluster: Cluster) -> None:
         gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
-        _wait_gateway(cluster, key, lambda version: version is None)
+        wait_gateway(cluster, key, lambda version: version is None)
     with Change(cluster) as change:
         if shares:
             sharing.drop(change.applications, name)
@@ -163,9 +166,9 @@ def remove(name: str, cluster: Cluster) -> None:
             change.applications[application] = language.without(change.before[application], name)
         left = shares in change.applications
     if adapter:
-        _wait_adapters(cluster, application, name, None)
+        wait_adapters(cluster, application, name, None)
     elif left:
-        _wait_tried(cluster, shares, name, None, wait_s=120)
+        wait_tried(cluster, shares, name, None, wait_s=120)
     gone = {shares} if shares else {application, application + NEXT}
     while not adapter and not left and gone & set(read(cluster)):
         time.sleep(POLL_S)
@@ -188,108 +191,8 @@ def _take_back(cluster: Cluster, name: str, wanted: dict[str, Any], before: dict
             return  # another process has changed it since
         if before is not None:
             change.applications[name] = before
-        elif not _running_replicas(change.found[name]):
+        elif not running_replicas(change.found[name]):
             change.applications.pop(name)
-
-
-def wait_running(cluster: Cluster, name: str, version: str | None, wait_s: float, note: Callable[[str], None]) -> None:
-    """Until replicas run; or none need to, for the version has been up and is idle. Raises RunFailed."""
-    began = time.monotonic()
-    message = ""
-    while (spent := time.monotonic() - began) < wait_s:
-        details = read(cluster).get(name)
-        if details is None:
-            raise RunFailed(f"{name}: was removed by someone else while it started")
-        message = _message(details)
-        if details["status"] == "RUNNING" and (_running_replicas(details) or _idle(cluster, name, version)):
-            return
-        if details["status"] in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise RunFailed(f"{name}: {message}")
-        note(message[:200] or f"loading the model, {spent:.0f} s")
-        time.sleep(POLL_S)
-    raise RunFailed(f"{name}: no replica answered within {wait_s:g} s: {message or 'it was still loading'}")
-
-
-def _idle(cluster: Cluster, name: str, version: str | None) -> bool:
-    """Whether an application has no replica because nobody asks it, and not because it never had one."""
-    told, _ = state(cluster)
-    known = told["scaling"].get(name) if told is not None else None
-    return known is not None and known["version"] == version and known["tried"] and known["wanted"] == 0
-
-
-def _wait_adapters(cluster: Cluster, application: str, name: str, tag: str | None, wait_s: float = 120) -> int:
-    """Until the engine's replicas say that they have an adapter of this tag ("": that `name` is the model itself;
-    None: that it is gone). Returns how many tokens the engine takes. Raises InputError with what a replica says."""
-    end = time.monotonic() + wait_s
-    said = ""
-    while time.monotonic() < end:
-        told, said = state(cluster)
-        facts = [one["facts"] for one in up(told, application)]
-        for one in facts:
-            if tag and name in one["faults"]:
-                raise InputError(one["faults"][name])
-        if facts and all(one["adapters"].get(name, "") == (tag or "") for one in facts):
-            running = _running_replicas(read(cluster)[application])
-            if len(facts) >= running:
-                return facts[0]["max_model_len"]
-        said = said or f"replicas say {[one['adapters'] for one in facts]}"
-        time.sleep(POLL_S / 4)
-    raise RunFailed(f"{application}: the adapter {name} is not loaded as it should be after {wait_s:g} s: {said}")
-
-
-def _wait_tried(cluster: Cluster, application: str, name: str, key: str | None, wait_s: float) -> None:
-    """Until every shared copy knows a model of this key and has tried to load it (None: has let go of it). Raises
-    RunFailed with what a copy says."""
-    end = time.monotonic() + wait_s
-    said = ""
-    while time.monotonic() < end:
-        told, said = state(cluster)
-        facts = [one["facts"] for one in up(told, application)]
-        tried = [one for one in facts if one["tried"].get(name) == key]
-        for one in tried:
-            if key is not None and name in one["faults"]:
-                raise RunFailed(f"{name}: {one['faults'][name]}")
-        if tried and len(tried) >= _running_replicas(read(cluster)[application]):
-            return
-        said = said or f"{len(tried)} of {len(facts)} copies know of it"
-        time.sleep(POLL_S / 4)
-    raise RunFailed(f"{name}: its shared copies did not take it up, or let it go, within {wait_s:g} s: {said}")
-
-
-def up(told: dict[str, Any] | None, application: str) -> list[dict[str, Any]]:
-    """The replicas of an application that take requests, of what `state` told."""
-    replicas = told["replicas"] if told is not None else []
-    return [one for one in replicas if one["application"] == application and one["state"] == "up"]
-
-
-def _entered(cluster: Cluster, wait_s: float = 120) -> Cluster:
-    """The cluster with the URL of a gateway that runs: which of several hosts have one is Serve's choice."""
-    if urlsplit(cluster.http_url).hostname in ("127.0.0.1", "::1"):
-        return cluster
-    end = time.monotonic() + wait_s
-    while (gateway := read(cluster).get(GATEWAY)) and gateway["status"] != "RUNNING" and time.monotonic() < end:
-        if gateway["status"] == "DEPLOY_FAILED":
-            raise RunFailed(f"the gateway did not start: {_message(gateway)}")
-        time.sleep(POLL_S)
-    return replace(cluster, http_url=attached.entrance(cluster.dashboard_url, cluster.token).url)
-
-
-def _wait_gateway(cluster: Cluster, name: str, right: Callable[[str | None], bool], wait_s: float = 120) -> None:
-    """Until every gateway says of a model's version what is to be said (None: nothing), and whoever has to be up is."""
-    end = time.monotonic() + wait_s
-    said = ""
-    while time.monotonic() < end:
-        told, said = state(cluster)
-        if told is not None:
-            known = [one["models"].get(name) for one in told["gateways"].values() if one["heard_s"] < FRESH_S]
-            if known and all(right(version) for version in known):
-                return
-            said = f"gateways know {known}"
-        gateway = read(cluster).get(GATEWAY)
-        if gateway and gateway["status"] == "DEPLOY_FAILED":
-            raise RunFailed(f"the gateway did not start: {_message(gateway)}")
-        time.sleep(POLL_S / 4)
-    raise RunFailed(f"the gateway does not answer for {name} as it should after {wait_s:g} s: {said}")
 
 
 def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[Endpoint]:
@@ -308,8 +211,8 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
             version=version,
             task=shared[key]["task"] if shared else args.get("task", ""),
             state=details["status"],
-            replicas=_running_replicas(details),
-            message="" if details["status"] == "RUNNING" else _message(details),
+            replicas=running_replicas(details),
+            message="" if details["status"] == "RUNNING" else message_of(details),
         )
         for key, version in versions.items()
     ]
@@ -326,24 +229,3 @@ def _rollouts(gateway: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
 def _of(key: str, model: dict[str, Any]) -> str:
     """The application that answers for one of the gateway's names."""
     return model.get("application", key)
-
-
-def _running_replicas(details: dict[str, Any]) -> int:
-    return sum(
-        replica["state"] == "RUNNING"
-        for deployment in details["deployments"].values()
-        for replica in deployment["replicas"]
-    )
-
-
-def _message(details: dict[str, Any]) -> str:
-    """Why an application is not running: what its replica raised, if it said anything."""
-    texts = [details["message"], *(deployment["message"] for deployment in details["deployments"].values())]
-    for text in texts:
-        if found := list(_OURS.finditer(text)):
-            return found[-1]["message"].strip()
-    # Serve's own text is a traceback where something of others was raised: its last line says what.
-    return next((text.strip().splitlines()[-1] for text in reversed(texts) if text.strip()), "")
-
-
-_OURS = re.compile(r"cluster\.errors\.\w+: (?P<message>.*?)(?=\n\n|\nThe above|\nDuring handling|\Z)", re.DOTALL)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from cluster.bearer import bearer
+
 if TYPE_CHECKING:
     from cluster.connect import Cluster
 
 
 def state(cluster: Cluster) -> tuple[dict[str, Any] | None, str]:
     """Replicas, gateways and loads (see Keeper.state); None and why where the gateway does not tell."""
-    headers = {"Authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+    headers = bearer(cluster.token)
     url = f"{cluster.http_url}/-/state"
     try:
         answer = httpx.get(url, headers=headers, timeout=5, trust_env=False, verify=trusted(cluster))

@@ -23,6 +23,7 @@ from cluster.spec import parse
 from serve import run
 from serve.applications import read
 from serve.state import state
+from serve.waiting import up
 
 pytestmark = pytest.mark.slow
 PROMPT = "hello there"
@@ -202,7 +203,7 @@ def test_it_is_listed_and_told_of(client, url):
 
 def test_whoever_goes_away_is_not_written_for(client, cluster):
     def unfinished():
-        return sum(one["facts"]["unfinished"] for one in run.up(state(cluster)[0], "tiny"))
+        return sum(one["facts"]["unfinished"] for one in up(state(cluster)[0], "tiny"))
 
     written = metric(cluster, "ray_vllm_generation_tokens_total") or 0
     for base_url in (f"{cluster.http_url}/v1", f"{cluster.http_url}/models/tiny/v1"):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.bearer import bearer
 from cluster.bench import bodies as made
 from cluster.bench import machine, stream
 from cluster.bench.bodies import Bodies
@@ -35,7 +36,7 @@ def side(
     if bodies.path:
         url = _root(url) + bodies.path
     address = Address.of(url, name=option, tls=tls)
-    return at(name, url, address, bodies, processes, model=model, headers=_bearer(key))
+    return at(name, url, address, bodies, processes, model=model, headers=bearer(key))
 
 
 def at(
@@ -54,17 +55,13 @@ def at(
     return Side(name, url, address, requests, bool(bodies.path), processes)
 
 
-def _bearer(key: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {key}"} if key else {}
-
-
 def model_at(url: str, wanted: tuple[str, ...], key: str = "") -> str:
     """What a server of OpenAI's routes calls the model: one of `wanted`, or the only one it has. Raises InputError."""
     import httpx
 
     where = f"{_root(url)}/v1/models"
     try:
-        answer = httpx.get(where, headers=_bearer(key), timeout=30, trust_env=False)
+        answer = httpx.get(where, headers=bearer(key), timeout=30, trust_env=False)
         names = [str(row["id"]) for row in answer.json()["data"]]
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--against: {where}: no list of models ({error or type(error).__name__})") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import tasks
+from cluster.bearer import bearer
 from cluster.engine import TASK
 from cluster.errors import ClusterGone, InputError
 from cluster.settings import home
@@ -112,7 +113,7 @@ def send(url: str, content: bytes, content_type: str, *, token: str = "", timeou
     import httpx
 
     try:
-        headers = {"content-type": content_type, **({"authorization": f"Bearer {token}"} if token else {})}
+        headers = {"content-type": content_type, **bearer(token)}
         response = httpx.post(url, content=content, headers=headers, timeout=timeout_s)
     except httpx.HTTPError as error:
         raise ClusterGone(f"{url}: no answer ({error}); `shoal status` says what is running") from None

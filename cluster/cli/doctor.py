@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cluster.bearer import bearer
 from cluster.cli.options import as_json
 from cluster.cli.output import Output, table
 
@@ -219,7 +220,7 @@ def _ask(cluster: Cluster) -> str:
     from urllib.error import URLError
     from urllib.request import ProxyHandler, Request, build_opener
 
-    request = Request(f"{cluster.dashboard_url}/api/version", headers={"Authorization": f"Bearer {cluster.token}"})
+    request = Request(f"{cluster.dashboard_url}/api/version", headers=bearer(cluster.token))
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=10):
             return ""

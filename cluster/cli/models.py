@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster.bearer import bearer
 from cluster.cli.options import as_json
 from cluster.cli.output import Output, table
 from cluster.errors import InputError, NotFound
@@ -159,7 +160,7 @@ def _endpoint(uri: str) -> str | None:
     if cluster is None:
         return None
     try:
-        headers = {"authorization": f"Bearer {cluster.token}"} if cluster.token else {}
+        headers = bearer(cluster.token)
         served = httpx.get(f"{cluster.http_url}/models", headers=headers, timeout=2).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return None

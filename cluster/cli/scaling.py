@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 def joined(served: list[dict[str, Any]], cluster: Cluster) -> list[str]:
     """A line for each endpoint whose number of replicas changes by itself; its row gets the same as `scaling`: None, or
     {wanted, up, held, why}."""
-    from serve.run import up
     from serve.state import state
+    from serve.waiting import up
 
     told, _ = state(cluster) if served else (None, "")
     lines = []

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from cluster.bearer import bearer
 from cluster.errors import ClusterGone, InputError, NotFound, RunFailed, ShoalError
 from cluster.progress import Progress, silent
 from cluster.submit.target import Target
@@ -53,7 +54,7 @@ class Jobs:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._headers = {"Authorization": f"Bearer {target.token}"} if target.token else {}
+        self._headers = bearer(target.token)
         self._proxied = urlsplit(target.address).hostname not in _LOCAL
 
     def versions(self) -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from serve.asgi import header
+
 if TYPE_CHECKING:
     from serve.gateway.wire import Connection
 
@@ -40,7 +42,7 @@ class Answer:
 
     def get(self, name: bytes) -> bytes:
         """A header's value, or nothing."""
-        return next((value for key, value in self.headers if key == name), b"")
+        return header(self.headers, name)
 
     @property
     def length(self) -> int | None:

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import uvicorn
 from ray import serve
 from ray.exceptions import ActorDiedError, RayError
 
@@ -46,12 +45,12 @@ from serve.gateway.directory import Directory
 from serve.gateway.errand import Errand, Headers, Refuse
 from serve.gateway.forward import Forwarder
 from serve.gateway.pace import CUT, CUT_OFF, Paced
-from serve.host import Server
-from serve.keeper import LOAD_S, PACE_S, ask
+from serve.keeper import LOAD_S, PACE_S, answered, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
 from serve.rollout.steer import Steering
+from serve.server import listen as listen_on
 
 
 class Gateway:
@@ -99,7 +98,7 @@ class Gateway:
             raise RunFailed("the gateway does not listen any more")
         try:
             async with asyncio.timeout(3):
-                await asyncio.shield(_answer(self.front.ready.remote(2)))
+                await asyncio.shield(answered(self.front.ready.remote(2)))
         except ActorDiedError:
             self.front = await asyncio.to_thread(front, self.node, self.listen)
         except (RayError, TimeoutError):
@@ -131,29 +130,12 @@ class Gateway:
         self.secret = places.secret()
         folder = places.sockets()
         self.socket, self.lock = take_place(folder)
-        self.server = Server(
-            uvicorn.Config(
-                application(self.requests.measured(self.answer)),
-                uds=self.socket,
-                interface="asgi3",
-                proxy_headers=False,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=86_400,
-                backlog=4096,
-            )
-        )
         following = asyncio.create_task(self._follow())
-        serving = asyncio.create_task(self.server.serve())
-        while not self.server.started:
-            if serving.done():
-                raise RunFailed(f"the gateway cannot listen on {self.socket}")
-            await asyncio.sleep(0.01)
+        app = application(self.requests.measured(self.answer))
+        try:
+            self.server, serving = await listen_on(app, path=self.socket)
+        except OSError:
+            raise RunFailed(f"the gateway cannot listen on {self.socket}") from None
         self.node, self.listen = ray.get_runtime_context().get_node_id(), listen
         self.front = front(self.node, listen)
         if trouble := await self.front.ready.remote():
@@ -318,10 +300,6 @@ async def _say(error: ShoalError, scope: Scope, send: Send) -> None:
 
 
 _NOWHERE = "{path}: nothing here; POST /models/NAME, GET /models, /health and /openapi.json, and OpenAI's /v1 are"
-
-
-async def _answer(reference: Any) -> Any:
-    return await reference
 
 
 async def refuse(send: Send, status: int, message: str, kind: str, headers: Headers = ()) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from serve.asgi import PATIENCE_S, Disconnected
+from serve.asgi import PATIENCE_S, Disconnected, header
 from serve.gateway.answer import Answer, Lost
 from serve.gateway.directory import Directory, Replica
 from serve.gateway.errand import Errand, busy, pass_back, poison
@@ -205,7 +205,7 @@ class Forwarder:
 
 def _mark(errand: Errand) -> str:
     scope = errand.scope
-    media = next((value for key, value in scope["headers"] if key == b"content-type"), b"")
+    media = header(scope["headers"], b"content-type")
     version = str(errand.model.get("version", "")).encode()
     parts = (errand.application.encode(), version, errand.route.encode(), scope["query_string"], media)
     return fingerprint((*parts, errand.body.whole or b""))

@@ -13,7 +13,7 @@ from cluster.progress import Progress, silent
 from cluster.serving import model_application
 from cluster.settings import tracking_uri
 from cluster.spec import Spec
-from serve import run
+from serve import run, waiting
 from serve.applications import Change
 from serve.rollout import entry, settle
 from serve.state import state
@@ -72,7 +72,7 @@ def _begin(spec: Spec, model_uri: str, folder: Path, cluster: Cluster, progress:
         wanted = _application(spec, model_uri, folder, beside, attempt)
         change.applications[beside] = wanted
     try:
-        run.wait_running(cluster, beside, model_uri, wait_s, lambda note: progress(stage, 1, 3, note))
+        waiting.wait_running(cluster, beside, model_uri, wait_s, lambda note: progress(stage, 1, 3, note))
         _wait_up(beside, cluster)
     except BaseException:
         with Change(cluster) as change:
@@ -125,7 +125,7 @@ def _wait_up(application: str, cluster: Cluster, wait_s: float = 60) -> None:
     said = ""
     while time.monotonic() < end:
         told, said = state(cluster)
-        if run.up(told, application):
+        if waiting.up(told, application):
             return
         time.sleep(POLL_S)
     raise RunFailed(f"{application}: no replica tells that it is up after {wait_s:g} s{': ' if said else ''}{said}")

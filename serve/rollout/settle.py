@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from cluster.errors import NotFound, RunFailed
 from cluster.progress import Progress, silent
-from serve import run
+from serve import waiting
 from serve.applications import Change, read
 from serve.rollout import entry
 from serve.state import state
@@ -126,7 +126,9 @@ def _take_over(name: str, cluster: Cluster, found: dict[str, Any], progress: Pro
         wanted["args"]["attempt"] = change.attempt(name)
         change.applications[name] = wanted
     try:
-        run.wait_running(cluster, name, found["version"], WAIT_S, lambda note: progress(f"roll-out {name}", 1, 3, note))
+        waiting.wait_running(
+            cluster, name, found["version"], WAIT_S, lambda note: progress(f"roll-out {name}", 1, 3, note)
+        )
     except RunFailed as error:
         with Change(cluster) as change:
             if change.before.get(name) == wanted and wanted != before:
@@ -162,7 +164,7 @@ def wait_all(
     while time.monotonic() < end:
         told, said = state(cluster)
         if told is not None:
-            up = {key for key, one in told["gateways"].items() if one["heard_s"] < run.FRESH_S}
+            up = {key for key, one in told["gateways"].items() if one["heard_s"] < waiting.FRESH_S}
             known = told["rollouts"].get(name, {}).get("gateways", {})
             if up and all(gateway in known and right(known[gateway]) for gateway in up):
                 return
