@@ -87,15 +87,19 @@ class Shared:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, to the model that its path names."""
         name = scope["path"].strip("/")
-        if name not in self.models:
+        while (entry := self.models.get(name)) is not None:
+            key = key_of(name, entry)
+            try:
+                model = await self._taken(name, key)
+                break
+            except ShoalError as error:
+                if key in self.keys:
+                    await respond(send, *error_body(error))
+                    return
+                # It was changed, or taken off, while this request waited for it: what is there now counts.
+        else:
             # A gateway that has not heard yet that it went elsewhere: it asks there, or has the client come again.
             await respond(send, 503, b"", ((b"x-shoal", b"busy"),))
-            return
-        key = key_of(name, self.models[name])
-        try:
-            model = await self._taken(name, key)
-        except ShoalError as error:
-            await respond(send, *error_body(error))
             return
         try:
             await model.answer(scope, receive, send)

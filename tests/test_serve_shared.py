@@ -122,6 +122,23 @@ def test_a_model_that_is_taken_out_goes_and_its_requests_are_sent_elsewhere(fold
     asyncio.run(main())
 
 
+def test_a_model_that_is_taken_out_while_a_request_waits_for_it_is_asked_for_elsewhere(folders):
+    async def main():
+        copy, client = copy_of(folders, ("one", "two"), mib(folders, 1))
+        await tried(copy)
+        (gone,) = {"one", "two"} - set(copy.facts()["loaded"])
+        left = ({"one", "two"} - {gone}).pop()
+        async with copy.shelf.turn:  # its load has to wait
+            asked = asyncio.create_task(client.post(f"/{gone}", json={"inputs": "x"}))
+            while len(copy.shelf.books) < 2:
+                await asyncio.sleep(0.01)
+            copy.configure({"memory_mb": mib(folders, 1), "models": {left: entry(left, folders[left])}})
+        answer = await asked
+        assert (answer.status_code, answer.headers["x-shoal"]) == (503, "busy")
+
+    asyncio.run(main())
+
+
 def test_keys_that_would_do_nothing_are_refused(folders):
     with pytest.raises(InputError, match=r"leave out serve.max_replicas, serve.num_cpus"):
         spec("one", folders["one"], shared="small", num_cpus=1, max_replicas=1)
