@@ -49,10 +49,11 @@ class Entry:
 @dataclass
 class Looking:
     """A gateway: its load by application ({ongoing, held, arrived, failed, again}), the models that it knows with their
-    versions, and when it last told."""
+    versions and with the applications that it asks for them, and when it last told."""
 
     load: dict[str, dict[str, float]]
     models: dict[str, str]
+    places: dict[str, str]
     heard: float
 
 
@@ -131,11 +132,12 @@ class Keeper:
         load: dict[str, dict[str, float]],
         models: dict[str, str],
         poison: dict[str, float] | None = None,
+        places: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """What a gateway asks again and again, telling its load, its models and what it found to be poison (seconds by
-        fingerprint): the directory, as soon as that is newer than `seen`, or after a second. It is `whole` once
-        everybody who is there has had the time to say so."""
-        self.gateways[gateway] = Looking(load, models, time.monotonic())
+        """What a gateway asks again and again, telling its load, its models (versions, and applications in `places`)
+        and what it found to be poison (seconds by fingerprint): the directory, as soon as that is newer than `seen`, or
+        after a second. It is `whole` once everybody who is there has had the time to say so."""
+        self.gateways[gateway] = Looking(load, models, places or {}, time.monotonic())
         self.scaler.gateways.note(gateway, load, time.monotonic())
         self._remember(poison or {})
         await _until(lambda: self.version != seen, self.changed)
@@ -176,7 +178,7 @@ class Keeper:
             "since": self.began,
             "replicas": [{**entry.told(), "heard_s": now - entry.heard} for entry in self.entries.values()],
             "gateways": {
-                name: {"load": one.load, "models": one.models, "heard_s": now - one.heard}
+                name: {"load": one.load, "models": one.models, "places": one.places, "heard_s": now - one.heard}
                 for name, one in sorted(self.gateways.items())
             },
             "scaling": self.scaler.show(),

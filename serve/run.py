@@ -106,7 +106,7 @@ def deploy(
             known = change.models()
             told = {key: language.dated(one, known.get(key), max_model_len=length) for key, one in told.items()}
         change.tell_gateway({**models, **told})
-    wait_gateway(cluster, place.name, lambda version: version == model_uri)
+    wait_gateway(cluster, place.name, model_uri, name)
     if found is None:
         # It may have been served elsewhere before: by itself, or in other copies.
         with Change(cluster) as change:
@@ -155,7 +155,7 @@ def remove(name: str, cluster: Cluster) -> None:
         gone = {name} if adapter or shares else own
         change.tell_gateway({key: model for key, model in change.models().items() if key not in gone})
     for key in gone:
-        wait_gateway(cluster, key, lambda version: version is None)
+        wait_gateway(cluster, key, None)
     with Change(cluster) as change:
         if shares:
             sharing.drop(change.applications, name)

@@ -104,15 +104,18 @@ def entered(cluster: Cluster, wait_s: float = 120) -> Cluster:
     return replace(cluster, http_url=attached.entrance(cluster.dashboard_url, cluster.token).url)
 
 
-def wait_gateway(cluster: Cluster, name: str, right: Callable[[str | None], bool], wait_s: float = 120) -> None:
-    """Until every gateway says of a model's version what is to be said (None: nothing), and whoever has to be up is."""
+def wait_gateway(cluster: Cluster, name: str, version: str | None, application: str = "", wait_s: float = 120) -> None:
+    """Until every gateway knows a model by this version, and asks this application for it; or, None, knows none of that
+    name. The same version may move to another application."""
+    wanted = (version, application if version is not None else None)
     end = time.monotonic() + wait_s
     said = ""
     while time.monotonic() < end:
         told, said = state(cluster)
         if told is not None:
-            known = [one["models"].get(name) for one in told["gateways"].values() if one["heard_s"] < FRESH_S]
-            if known and all(right(version) for version in known):
+            fresh = [one for one in told["gateways"].values() if one["heard_s"] < FRESH_S]
+            known = [(one["models"].get(name), one["places"].get(name)) for one in fresh]
+            if known and all(one == wanted for one in known):
                 return
             said = f"gateways know {known}"
         gateway = read(cluster).get(GATEWAY)

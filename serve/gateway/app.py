@@ -161,8 +161,9 @@ class Gateway:
     async def _look(self, seen: int) -> int:
         loads = {name: load.told() for name, load in self.forwarder.loads.items()}
         versions = {name: model["version"] for name, model in self.models.items()}
+        applications = {name: model.get("application", name) for name, model in self.models.items()}
         suspects = self.forwarder.suspects
-        told = await ask("look", self.id, seen, loads, versions, suspects.told())
+        told = await ask("look", self.id, seen, loads, versions, suspects.told(), applications)
         self._wait_for(told)
         self.directory.update(told["replicas"], whole=told["whole"])
         suspects.learn(told["poison"])
