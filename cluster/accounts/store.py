@@ -106,7 +106,8 @@ def _engine(uri: str, password: str | None) -> Engine:
         try:
             tables.create(engine)
             with engine.begin() as connection:
-                found = dict(connection.execute(select(tables.facts.c.name, tables.facts.c.value)).tuples().all())
+                rows = connection.execute(select(tables.facts.c.name, tables.facts.c.value))
+                found = {row.name: row.value for row in rows}
                 for name, value in {"schema": tables.SCHEMA, "revision": 0}.items():
                     if name not in found:
                         connection.execute(tables.facts.insert().values(name=name, value=value))
