@@ -44,16 +44,13 @@ class Run:
             time.sleep(0.05)
         raise TimeoutError(f"{self.told[-3:]}\n{self.hosts.tails()}")
 
-    def reach(self, step: int) -> None:
-        self.until(lambda event: "metrics" in event and event["step"] >= step, since=0)
+    def reach(self, step: int, *, since: float = 0) -> None:
+        """Wait until that step is done, by workers that wrote since then."""
+        self.until(lambda event: "metrics" in event and event["step"] >= step, since=since)
 
-    @property
-    def step(self) -> int:
-        return next(event["step"] for _, event in reversed(self.told) if "step" in event)
-
-    def rate(self, last: int) -> float:
-        """Steps a second over the last so many points of the curve."""
-        points = [(when, event["step"]) for when, event in self.told if "metrics" in event][-last:]
+    def rate(self, last: int, *, since: float = 0) -> float:
+        """Steps a second over the last so many points of the curve, of those written since then."""
+        points = [(when, event["step"]) for when, event in self.told if "metrics" in event and when >= since][-last:]
         return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
 
     def somewhere(self) -> int:

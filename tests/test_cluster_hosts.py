@@ -79,19 +79,20 @@ def story(hosts: Hosts, desk: Desk) -> Story:
     words = [sys.executable, "-m", "cluster", "train", "steady.yaml", "--on", "other", "--json"]
     process = subprocess.Popen(words, cwd=desk.folder, env=desk.env, stdout=said, stderr=subprocess.STDOUT, text=True)
     try:
-        # One is cut off.
-        run.reach(60)
+        # One is cut off, well after the first checkpoints (every 45 steps), which are written meanwhile.
+        run.reach(150)
         fast = run.rate(30)
         gone = run.somewhere()
         cut = lost(run, lambda: hosts.cut(gone), then=lambda: hosts.mend(gone))
 
         # Another is slowed: every step has to wait for its gradients. Meanwhile the first one comes back.
-        slowed, seen = run.somewhere(), len(run.told)
+        slowed, seen, since = run.somewhere(), len(run.told), time.monotonic()
         hosts.slow(slowed, kbit=2000)
         back = hosts.ended(gone)
         hosts.start(gone)
-        run.reach(run.step + 20)
-        slow = run.rate(15)
+        at, event = run.until(lambda event: "metrics" in event, since=since)
+        run.reach(event["step"] + 20, since=at)
+        slow = run.rate(15, since=at)
         back += hosts.wait(3)
         hosts.quicken(slowed)
         failures = sum("resumed" in event for _, event in run.told[seen:])

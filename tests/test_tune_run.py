@@ -135,10 +135,8 @@ def test_ctrl_c_and_kill_9_of_the_driver_and_then_the_rest(world: Any) -> None:
         assert (after[trial].id, after[trial].ended) == (run.id, run.ended), "a finished trial is not run again"
     middle = {trial: run for trial, run in before.items() if trial not in finished}
     assert all(after[trial].id == run.id for trial, run in middle.items())
-    beyond = [trial for trial, run in middle.items() if int(run.tags.get("shoal.step", 0)) >= 120]
-    assert beyond, "one of them well beyond its first checkpoint, at step 50"
-    for trial in beyond:
-        assert int(after[trial].tags["shoal.resumed_at"]) >= 50, "from its own last checkpoint"
+    resumed = [int(after[trial].tags.get("shoal.resumed_at", 0)) for trial in middle]
+    assert max(resumed) >= 50, "from its own last checkpoint; the first is at step 50"
     assert all(run.tags["shoal.step"] == "600" for run in after.values())
     assert {run.tags["mlflow.parentRunId"] for run in after.values()} == {runs["tune"].id} == {went.done.run_id}
     losses = {trial: run.metrics["validation/loss"] for trial, run in after.items()}
