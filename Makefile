@@ -48,7 +48,7 @@ demo-llm: setup
 	$(BIN)/shoal demo assistant
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=30 --durations-min=5
 
 test-fast: setup
 	$(BIN)/python -m pytest -q -m "not slow"
