@@ -196,7 +196,7 @@ def front(node: str, listen: dict[str, Any]) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from serve.keeper import NAMESPACE
+    from serve.asking import NAMESPACE
 
     return (
         ray.remote(Front)

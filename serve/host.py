@@ -19,7 +19,7 @@ from typing import Any
 from cluster.errors import RunFailed
 from serve import places
 from serve.asgi import Receive, Scope, Send
-from serve.keeper import BEAT_S, ask
+from serve.asking import BEAT_S, ask
 from serve.scaling import parts
 from serve.server import listen
 

@@ -7,9 +7,7 @@ within a second: nothing that it holds cannot be lost.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,14 +18,9 @@ from serve.scaling.report import Report
 from serve.scaling.scaler import TICK_S, Copy, Scaler
 
 log = logging.getLogger(__name__)
-NAME = "shoal:keeper"
-NAMESPACE = "shoal"
-BEAT_S = 1.0  # between two words of a replica
 LOST_S = 5.0  # a replica without a word for so long is taken for lost
 GONE_S = 60.0  # and forgotten after so long
 LOOK_S = 1.0  # a gateway that asks what is new is answered within so long
-PACE_S = 0.1  # and not more often than that
-LOAD_S = 0.25  # a gateway tells a load that changes so often
 MOST_POISON = 1024
 
 
@@ -280,67 +273,3 @@ def _is_up(node: str) -> bool:
     import ray
 
     return not ray.is_initialized() or any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
-
-
-def keeper() -> Any:
-    """The actor's handle; the first who asks makes it, on the head, where it is reached as long as Ray itself is. It
-    lives until its cluster ends. Asks Ray's control service, and waits for that as long as it is away: a loop uses
-    `ask`."""
-    import ray
-
-    return (
-        ray.remote(Keeper)
-        .options(
-            name=NAME,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            num_cpus=0,
-            resources={"node:__internal_head__": 0.001},
-            max_restarts=-1,
-            max_concurrency=10_000,
-        )
-        .remote()
-    )
-
-
-_handles: dict[str, Any] = {}  # by the node that this process is attached to: there is one in a replica's life
-
-
-async def ask(method: str, *arguments: Any, within_s: float = 5) -> Any:
-    """What the Keeper says, without ever stopping the loop: nothing here waits for Ray's control service. Raises
-    TimeoutError, and Ray's own errors while the Keeper is away."""
-    import ray
-    from ray.exceptions import ActorDiedError
-
-    node = ray.get_runtime_context().get_node_id()
-    async with asyncio.timeout(within_s):
-        if node not in _handles:
-            # In a thread of its own, which waits for as long as it must; the next who asks tries another.
-            found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            threading.Thread(target=_find, args=(asyncio.get_running_loop(), found), daemon=True).start()
-            _handles[node] = await found
-        try:
-            return await asyncio.shield(answered(getattr(_handles[node], method).remote(*arguments)))
-        except ActorDiedError:  # it was killed for good; somebody makes another
-            _handles.pop(node, None)
-            raise
-
-
-def _find(loop: asyncio.AbstractEventLoop, found: asyncio.Future[Any]) -> None:
-    def tell(handle: Any, error: Exception | None) -> None:
-        if not found.done():
-            found.set_exception(error) if error is not None else found.set_result(handle)
-
-    handle, problem = None, None
-    try:
-        handle = keeper()
-    except Exception as error:
-        problem = error
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-        loop.call_soon_threadsafe(tell, handle, problem)
-
-
-async def answered(reference: Any) -> Any:
-    """What an actor's method returns, as a coroutine: Ray's own references are none."""
-    return await reference

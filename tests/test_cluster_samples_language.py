@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cluster_samples import tarball
+from test_cluster_samples_data import tarball
 
 from cluster import samples
 from cluster.errors import RunFailed

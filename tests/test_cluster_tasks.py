@@ -13,6 +13,7 @@ from cluster import tasks
 from cluster.cli.tasks import command
 from cluster.errors import InputError
 from cluster.spec import parse
+from cluster.tasks import row as tasks_row
 
 ROOT = Path(__file__).parent.parent
 NAMED = set(
@@ -52,27 +53,27 @@ def test_support_is_what_the_code_holds() -> None:
 
 
 def test_a_row_whose_class_is_gone_is_no_longer_supported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = tasks.Task(
+    row = tasks_row.Task(
         "x", "text", "r", "r", {"text": True}, trainer="train.tasks.text:Mine", server="serve.tasks.pack:Mine"
     )
     (tmp_path / "cluster").mkdir()
     (tmp_path / "train" / "tasks").mkdir(parents=True)
     (tmp_path / "serve" / "tasks" / "pack").mkdir(parents=True)
-    monkeypatch.setattr(tasks, "__file__", str(tmp_path / "cluster" / "tasks.py"))
+    monkeypatch.setattr(tasks_row, "__file__", str(tmp_path / "cluster" / "tasks" / "row.py"))
     try:
-        tasks._exists.cache_clear()
+        tasks_row._exists.cache_clear()
         assert (row.trainable, row.servable) == (False, False)
         (tmp_path / "train" / "tasks" / "text.py").write_text("class Mine:\n    pass\n")
         (tmp_path / "serve" / "tasks" / "pack" / "__init__.py").write_text("class Mine:\n    pass\n")
-        tasks._exists.cache_clear()
+        tasks_row._exists.cache_clear()
         assert (row.trainable, row.servable) == (True, True)
         assert "can be trained and served" in row.about()
         (tmp_path / "train" / "tasks" / "text.py").write_text("class Other:\n    pass\n# class Mine:\n")
-        tasks._exists.cache_clear()
+        tasks_row._exists.cache_clear()
         assert (row.trainable, row.servable) == (False, True)
         assert "can be served" in row.about()
     finally:
-        tasks._exists.cache_clear()
+        tasks_row._exists.cache_clear()
 
 
 def test_a_row_without_code_is_no_task_to_run() -> None:

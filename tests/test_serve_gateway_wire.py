@@ -28,7 +28,7 @@ def run(main):
     """To its end, with nothing left behind: no task, no open socket."""
 
     async def all_of_it():
-        before = sockets()
+        before, left = sockets(), []
         await main()
         for _ in range(100):
             left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -250,7 +250,7 @@ def test_by_hand_a_second_version_and_one_that_cannot_be_loaded(cluster, folders
 def test_the_keepers_death_changes_nothing(cluster, folders, served):
     import ray
 
-    from serve.keeper import keeper
+    from serve.asking import keeper
 
     with asking(served.url) as clients:
         up(cluster, folders["same"], 2, canary=0.4, for_s=6, min_requests=20, max_latency_ratio=50)

@@ -21,6 +21,7 @@ from cluster.plan import checks, parallel_of
 from cluster.progress import Progress, silent
 from cluster.registry import Registry, resolve
 from cluster.spec import Spec
+from cluster.tasks.row import Task
 from train import code, events
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _base(spec: Spec, registry: Registry | None = None, progress: Progress = sil
         raise InputError(f"model: {error.message}; or start from random weights: train.from_scratch: true") from None
 
 
-def _fits(spec: Spec, row: tasks.Task) -> None:
+def _fits(spec: Spec, row: Task) -> None:
     """Refuse a model of the wrong kind for the task, and keys it makes nothing of, before anything is started. Raises
     InputError."""
     checks.keys(spec, row)

@@ -14,6 +14,7 @@ from cluster.plan import checks, machine, measure
 from cluster.plan.show import binary, lines_of
 from cluster.plan.strategy import Choice, settle
 from cluster.spec import Spec
+from cluster.tasks.row import Task
 
 __all__ = ["Choice", "Plan", "here", "parallel_of", "plan"]
 
@@ -92,7 +93,7 @@ def parallel_of(spec: Spec, folder: Path) -> Choice:
 
 
 def _settled(
-    spec: Spec, row: tasks.Task, size: int | None, shape: Any, gpus: int, memory: int, memory_gpu: int | None
+    spec: Spec, row: Task, size: int | None, shape: Any, gpus: int, memory: int, memory_gpu: int | None
 ) -> Choice:
     whole = sum(measure.training(spec, row, size, shape, gpus, [], "ddp").values()) if size is not None else None
     return settle(spec.train, whole=whole, memory=memory_gpu if gpus else memory // spec.train.workers, gpus=gpus)

@@ -6,7 +6,7 @@ import difflib
 
 from cluster.errors import InputError
 from cluster.spec import Spec
-from cluster.tasks import Task
+from cluster.tasks.row import Task
 
 
 def metrics(spec: Spec, row: Task) -> None:

@@ -9,7 +9,7 @@ from cluster import weights
 from cluster.plan import sizes
 from cluster.plan.rows import Counted, count
 from cluster.spec import Spec, Train
-from cluster.tasks import Task
+from cluster.tasks.row import Task
 
 SPLITS = ("train", "validation", "test")
 # Two checkpoints are kept while a third is written, each weights and AdamW's two moments; then the model, in the run's

@@ -37,6 +37,7 @@ from serve.asgi import (
     respond,
     too_large,
 )
+from serve.asking import answered, ask
 from serve.front import front
 from serve.gateway import openai_routes, visit
 from serve.gateway.behind import retried, take_place
@@ -44,8 +45,8 @@ from serve.gateway.body import Body
 from serve.gateway.directory import Directory
 from serve.gateway.errand import Errand, Headers, Refuse
 from serve.gateway.forward import Forwarder
+from serve.gateway.news import News
 from serve.gateway.pace import CUT, CUT_OFF, Paced
-from serve.keeper import LOAD_S, PACE_S, answered, ask
 from serve.keys.gatekeeper import Gatekeeper
 from serve.keys.refusals import Refusal
 from serve.openapi import document
@@ -64,6 +65,7 @@ class Gateway:
         self.forwarder = Forwarder(self.directory, lambda: self.secret)
         self.steering = Steering(self.forwarder)
         self.id = secrets.token_hex(4)
+        self.news = News(self.id, self.directory, self.forwarder)
         self.lock: IO[str] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
         self.gatekeeper: Gatekeeper | None = None
@@ -75,6 +77,7 @@ class Gateway:
         self.models = config["models"]
         self.requests.serves(self.models)
         self.steering.learn(self.models)
+        self.news.learn(self.models)
         self.public_url: str = config["public_url"]
         self.max_bytes = int(config["max_body_mb"] * 2**20)
         self.send_timeout_s: float = config.get("send_timeout_s", 15)
@@ -89,7 +92,7 @@ class Gateway:
             await self.front.retry.remote(retried(self.models))
         # So that the next who asks the Keeper hears of it.
         with contextlib.suppress(Exception):
-            await self._look(-1)
+            await self.news.look(-1)
 
     async def check_health(self) -> None:
         """Raises where this gateway does not listen any more. Called every few seconds. HAProxy is looked after by its
@@ -130,7 +133,7 @@ class Gateway:
         self.secret = places.secret()
         folder = places.sockets()
         self.socket, self.lock = take_place(folder)
-        following = asyncio.create_task(self._follow())
+        following = asyncio.create_task(self.news.follow())
         app = application(self.requests.measured(self.answer))
         try:
             self.server, serving = await listen_on(app, path=self.socket)
@@ -143,47 +146,9 @@ class Gateway:
         self.tasks = [
             serving,
             following,
-            asyncio.create_task(self._tell_load()),
+            asyncio.create_task(self.news.tell_load()),
             asyncio.create_task(self.steering.follow(self.id)),
         ]
-
-    async def _follow(self) -> None:
-        """Ask the Keeper what is new and tell it the load, as long as this lives."""
-        seen = 0
-        while True:
-            try:
-                seen = await self._look(seen)
-            except Exception:
-                seen = 0  # it is another one now, or will be; until then what was known last is good
-                await asyncio.sleep(1)
-            await asyncio.sleep(PACE_S)
-
-    async def _look(self, seen: int) -> int:
-        loads = {name: load.told() for name, load in self.forwarder.loads.items()}
-        versions = {name: model["version"] for name, model in self.models.items()}
-        applications = {name: model.get("application", name) for name, model in self.models.items()}
-        suspects = self.forwarder.suspects
-        told = await ask("look", self.id, seen, loads, versions, suspects.told(), applications)
-        self._wait_for(told)
-        self.directory.update(told["replicas"], whole=told["whole"])
-        suspects.learn(told["poison"])
-        return told["version"]
-
-    async def _tell_load(self) -> None:
-        """Tell the Keeper of loads that change before it would hear of them anyhow: it decides by them."""
-        before: dict[str, tuple[int, int]] = {}
-        while True:
-            await asyncio.sleep(LOAD_S)
-            loads = self.forwarder.loads
-            now = {name: (load.arrived, load.present) for name, load in loads.items()}
-            changed = {name: loads[name].told() for name in now if now[name] != before.get(name) or now[name][1]}
-            before = now
-            if changed:
-                with contextlib.suppress(Exception):
-                    self._wait_for(await ask("load", self.id, changed))
-
-    def _wait_for(self, told: Mapping[str, Any]) -> None:
-        self.directory.waiting.starts, self.directory.waiting.sharing = told["starts"], told["sharing"]
 
     async def _guard(self, config: dict[str, Any]) -> None:
         """Put {access, request_log} of cluster.yaml in force; `home` is $SHOAL_HOME."""

@@ -14,11 +14,11 @@ from typing import Any
 
 from cluster.monitoring.rollout import Versions
 from serve.asgi import Disconnected, Message, Send
+from serve.asking import ask
 from serve.gateway import visit
 from serve.gateway.body import Body
 from serve.gateway.errand import WHOLE_BYTES, Errand
 from serve.gateway.forward import Forwarder
-from serve.keeper import ask
 from serve.rollout import entry, split
 from serve.rollout.agree import agreement
 from serve.rollout.stats import AGES, Stats

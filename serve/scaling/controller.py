@@ -50,7 +50,7 @@ class Wanted:
         """Until no application is left that scales."""
         import ray
 
-        from serve.keeper import keeper
+        from serve.asking import keeper
 
         while told := self._current():
             self._fresh.clear()

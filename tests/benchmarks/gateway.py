@@ -114,7 +114,7 @@ def _shoal(stack: ExitStack, key: str) -> tuple[Any, dict[str, Any], dict[str, s
     from cluster import connect
     from serve import places
     from serve.applications import Change
-    from serve.keeper import keeper
+    from serve.asking import keeper
 
     cluster = stack.enter_context(connect.session())
     described = {"version": "noop", "request": "anything", "response": "[]", "timeout_s": 60}

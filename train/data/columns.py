@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from cluster.errors import InputError
 from cluster.spec import Data
-from cluster.tasks import Task
+from cluster.tasks.row import Task
 
 pc: Any = pyarrow.compute  # made at run time: no type checker sees its functions
 Kind = Literal["numeric", "categorical"]

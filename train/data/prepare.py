@@ -13,7 +13,8 @@ from filelock import FileLock
 from cluster.errors import InputError
 from cluster.progress import Progress, silent
 from cluster.spec import Spec
-from cluster.tasks import Task, trainable
+from cluster.tasks import trainable
+from cluster.tasks.row import Task
 from train.data import columns, generation, labels, pictures, store
 from train.data.notes import notes
 from train.data.sources import Source, described, find

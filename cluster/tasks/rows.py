@@ -1,60 +1,15 @@
-"""The table of tasks: one row says what a task needs of data, how it is judged, what a request and an answer look like.
-
-A row names its code as "module:Class". Whether a task can be trained or served is read off the code that is really
-there, without importing it, so the support matrix cannot lie.
-"""
+"""The rows of the table of tasks. Adding a task begins with one here."""
 
 from __future__ import annotations
 
-import ast
-import difflib
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Literal
-
-from cluster.errors import InputError
-from cluster.spec import Spec
-
-Modality = Literal["text", "vision", "audio", "tabular", "multimodal", "video"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row. `columns` maps the role of a column to whether it is required; `trainer` and `server` are
-    "module:Class" or empty."""
-
-    name: str
-    modality: Modality
-    request: str
-    response: str
-    columns: dict[str, bool]
-    metrics: tuple[str, ...] = ()
-    trainer: str = ""
-    server: str = ""
-
-    @property
-    def trainable(self) -> bool:
-        return _exists(self.trainer)
-
-    @property
-    def servable(self) -> bool:
-        return _exists(self.server)
-
-    def about(self) -> str:
-        """One line: what goes in, what comes out, and what can be done with it today."""
-        can = {(True, True): "trained and served", (True, False): "trained", (False, True): "served"}
-        today = can.get((self.trainable, self.servable))
-        state = f"can be {today}" if today else "not here yet"
-        return f"{self.name} ({self.modality}): {self.request} -> {self.response}; {state}"
-
+from cluster.tasks.row import Task
 
 _CLASSES = "[{label, score}]"
 _TEXT = "[{generated_text}]"
 _METRICS = ("accuracy", "precision", "recall", "f1")
 _BOXES = "[{label, score, box}]"
 
-_ROWS = (
+ROWS = (
     Task(
         "text-classification",
         "text",
@@ -274,58 +229,3 @@ _ROWS = (
     ),
     Task("retrieval-augmented-generation", "multimodal", "OpenAI chat", "OpenAI, with sources", {"text": True}),
 )
-TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
-
-
-def task_of(spec: Spec) -> Task:
-    """The row of a spec's task. Raises InputError, naming the nearest task."""
-    return get(spec.task)
-
-
-def get(name: str) -> Task:
-    """A row by name. Raises InputError, naming the nearest task."""
-    if name in TASKS:
-        return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "`shoal tasks` lists them"
-    raise InputError(f"task: {name!r} is not a task; {hint}")
-
-
-def trainable(spec: Spec) -> Task:
-    """The row, where it can be trained. Raises InputError with those that can."""
-    return _supported(task_of(spec), "trained", [row.name for row in _ROWS if row.trainable], task_of(spec).trainable)
-
-
-def servable(spec: Spec) -> Task:
-    """The row, where it can be served. Raises InputError with those that can."""
-    return _supported(task_of(spec), "served", [row.name for row in _ROWS if row.servable], task_of(spec).servable)
-
-
-def markdown() -> str:
-    """The support matrix as a Markdown table: a row a task, what can be trained and served, request and answer."""
-    lines = ["| task | modality | train | serve | request | answer |", "|---|---|---|---|---|---|"]
-    for row in _ROWS:
-        cells = (row.name, row.modality, "yes" if row.trainable else "", "yes" if row.servable else "")
-        code = (f"`{text}`".replace("|", r"\|") for text in (row.request, row.response))
-        lines.append(f"| {' | '.join((*cells, *code))} |")
-    return "\n".join(lines) + "\n"
-
-
-def _supported(row: Task, verb: str, able: list[str], yes: bool) -> Task:
-    if not yes:
-        raise InputError(f"task: {row.name} cannot be {verb} yet; these can: {', '.join(able)}")
-    return row
-
-
-@cache
-def _exists(target: str) -> bool:
-    """Whether "package.module:Class" is in this installation, read from its source: nothing is imported."""
-    module, _, name = target.partition(":")
-    if not name:
-        return False
-    place = Path(__file__).parent.parent.joinpath(*module.split("."))
-    file = next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)
-    if file is None:
-        return False
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
