@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.serving import SERVING
-from cluster.settings.kubernetes import Head, Kubernetes, NodePool, Toleration
+from cluster.settings.kubernetes import Head, Kubernetes, NodePool, Redis, Toleration
 from k8s.names import FILES, HOME, POOL
 from k8s.pools import GATEWAY as GATEWAY_POOL
 from k8s.pools import Choice
@@ -61,6 +61,15 @@ def ray_cluster(kube: Kubernetes, choices: Sequence[Choice], files: str, *, serv
         },
         "workerGroupSpecs": [_workers(kube, choice, files, serves=serves) for choice in choices],
     }
+
+
+def fault_tolerance(redis: Redis) -> dict[str, Any]:
+    """What lets workers outlive their head. KubeRay has them wait ten minutes for it then, in place of Ray's one."""
+    options: dict[str, Any] = {"redisAddress": redis.address}
+    if redis.password_secret is not None:
+        secret = {"name": redis.password_secret, "key": redis.password_key}
+        options["redisPassword"] = {"valueFrom": {"secretKeyRef": secret}}
+    return options
 
 
 def one_pod(kube: Kubernetes, choice: Choice, files: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from k8s import pools, reach
 from k8s.documents import to_yaml
 from k8s.names import FILES, POOL, digest, labels, resource_name
 from k8s.names import GATEWAY as GATEWAY_MARK
-from k8s.pods import SERVE_PORT, one_pod, ray_cluster, submitter
+from k8s.pods import SERVE_PORT, fault_tolerance, one_pod, ray_cluster, submitter
 from k8s.served import served
 
 Verb = Literal["up", "train", "tune", "serve"]
@@ -126,6 +126,8 @@ def _service(specs: Sequence[Spec], kube: Kubernetes, attempts: dict[str, int]) 
     cluster = ray_cluster(
         kube, [pools.of_gateway(kube), *(choices[pool] for pool in sorted(choices))], files, serves=True
     )
+    if kube.head.redis is not None:
+        cluster["gcsFaultToleranceOptions"] = fault_tolerance(kube.head.redis)
     # Pods read the ConfigMap when they start: where it changes they are to be others.
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         group["template"]["metadata"] = {"annotations": {"shoal.dev/files": digest(data)}}

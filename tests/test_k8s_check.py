@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_k8s_render import KUBE, SERVE, TRAIN, example, examples
+from test_k8s_render import KUBE, SERVE, TRAIN, example, examples, with_redis
 
 from cluster.errors import InputError
 from cluster.spec import parse
@@ -167,6 +167,7 @@ def test_every_shipped_file_passes_the_crds(crds: Any) -> None:
             check(render([spec], KUBE, "tune"), crds)
     check(render([example(path) for path in examples() if path.parent.parent.name == "serve"], KUBE), crds)
     check(render([parse(TRAIN)], KUBE.model_copy(update={"model_cache": None, "tracking_uri": "http://m"})), crds)
+    check(render([parse(TRAIN)], with_redis(password_secret="redis")), crds)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,27 @@ def test_a_model_is_a_rayservice_with_the_gateway_in_front() -> None:
     assert "readinessProbe" not in container(service["rayClusterConfig"]["headGroupSpec"])
 
 
+def with_redis(**redis: str) -> Kubernetes:
+    return Kubernetes.model_validate({**KUBE.model_dump(), "head": {"redis": {"address": "redis:6379", **redis}}})
+
+
+def test_what_serves_outlives_its_head_where_cluster_yaml_names_a_redis() -> None:
+    def cluster(kube: Kubernetes, kind: str = "RayService") -> dict[str, Any]:
+        spec = one(render([parse(TRAIN)], kube), kind)["spec"]
+        return spec["rayClusterConfig" if kind == "RayService" else "rayClusterSpec"]
+
+    key = "gcsFaultToleranceOptions"
+    secret = {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}}
+    assert key not in cluster(KUBE)
+    assert cluster(with_redis())[key] == {"redisAddress": "redis:6379"}
+    assert cluster(with_redis(password_secret="redis"))[key] == {"redisAddress": "redis:6379", "redisPassword": secret}
+    # A job's driver is on its head and ends with it.
+    assert key not in cluster(with_redis(), "RayJob")
+    for address in ("redis", "http://redis:6379", "redis:6379/0", "redis://:word@redis:6379"):
+        with pytest.raises(ValueError, match=r"head\.redis\.address"):
+            with_redis(address=address)
+
+
 def test_what_a_file_trains_is_served_as_its_champion() -> None:
     (_, model) = serve_config(render([parse(TRAIN)], KUBE, "serve"))["applications"]
     assert model["args"]["version"] == model["args"]["folder"] == "models:/tiny@champion"

@@ -41,6 +41,18 @@ class NodePool(Section):
     """Pods of this pool at most."""
 
 
+class Redis(Section):
+    """Where the control service of a Ray cluster that serves keeps what it knows."""
+
+    address: Annotated[str, Field(pattern=r"^(rediss?://)?[A-Za-z0-9.-]+:\d{1,5}$")]
+    """HOST:PORT as seen from the head's pod; rediss://HOST:PORT with TLS. One that outlives the head, with a disk of
+    its own where it is to outlive itself."""
+    password_secret: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$")] | None = None
+    """Name of the Secret with Redis' password. Left out: no password."""
+    password_key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")] = "password"
+    """The password's key in that Secret."""
+
+
 class Head(Section):
     """The pod of Ray's own services, the autoscaler and a job's driver."""
 
@@ -52,6 +64,9 @@ class Head(Section):
     """Labels of the nodes it may run on."""
     tolerations: list[Toleration] = []
     """Taints of those nodes that are to be tolerated."""
+    redis: Redis | None = None
+    """With it a head that is lost comes back to its workers: what is served is answered meanwhile. Left out: the
+    workers and all that they serve end with their head."""
 
 
 class Gateway(Section):
