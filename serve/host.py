@@ -21,6 +21,7 @@ from serve import places
 from serve.asgi import Receive, Scope, Send
 from serve.asking import BEAT_S, ask
 from serve.scaling import parts
+from serve.scaling.gpus import Gpus
 from serve.server import listen
 
 # How long one that leaves still says so to whoever asks: by then every gateway has heard of it from the Keeper, and
@@ -56,6 +57,7 @@ class Host:
         self.leaving = False
         self.tasks: list[asyncio.Task[Any]] = []
         self.news = asyncio.Event()
+        self.gpus = Gpus(())
 
     def tell(self) -> None:
         """Tell the Keeper now, for the facts have changed."""
@@ -93,6 +95,8 @@ class Host:
         parts.mark("ready")
         self.said["parts"] = parts.marks()
         self.server, serving = await listen(self.answer, path=path, listening=listening)
+        self.gpus = Gpus(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        self.gpus.open()
         self.tasks = [serving, asyncio.create_task(self._tell())]
 
     async def close(self, grace_s: float) -> None:
@@ -100,6 +104,7 @@ class Host:
         if not self.tasks:
             return
         self.leaving = True
+        self.gpus.close()
         with contextlib.suppress(Exception):
             await ask("leaving", self.id, within_s=1)
         began = time.monotonic()
@@ -173,6 +178,7 @@ class Host:
             "answered": self.answered,
             "cpu_s": used.ru_utime + used.ru_stime,
             "rss_mb": _own_mb(),
+            **self.gpus.told(),
         }
 
 

@@ -3,6 +3,8 @@
 import itertools
 from dataclasses import replace
 
+import pytest
+
 from serve.scaling.decide import Keys, Seen, State, decide
 
 KEYS = Keys(
@@ -148,13 +150,26 @@ def test_bounds_hold_over_every_metric():
     assert state.wanted == 3
 
 
-def test_cpu_goes_by_what_all_copies_use_together():
-    keys = replace(KEYS, metric="cpu", target=0.5)
-    # 1.8 cores of work, spread over those that are up.
+@pytest.mark.parametrize("metric", ["cpu", "gpu"])
+def test_cores_and_gpus_go_by_what_all_copies_use_together(metric):
+    keys = replace(KEYS, metric=metric, target=0.5)
+    # The work of 1.8 of them, spread over those that are up.
     _, state = simulate(keys, lambda t: 5, 300, value=lambda t, up: min(1.0, 1.8 / up))
     assert state.wanted == 4
     _, state = simulate(keys, lambda t: 5, 300, state=state, begin=300, value=lambda t, up: min(1.0, 0.4 / up))
     assert state.wanted == 1
+
+
+def test_a_gpu_of_which_nobody_knows_changes_nothing_and_load_still_wakes_the_first_copy():
+    keys = replace(KEYS, metric="gpu", target=0.7, min_replicas=0)
+    changes, state = simulate(keys, lambda t: 50, 300, state=State(0), value=lambda t, up: None)
+    assert changes == [(0.0, 1)]
+    changes, state = simulate(keys, lambda t: 50, 300, state=State(3), value=lambda t, up: None)
+    assert changes == []
+    # All of the device's, one copy or four: more are wanted until serve.max_replicas.
+    _, state = simulate(replace(keys, max_replicas=4), lambda t: 50, 60, state=State(1), value=lambda t, up: 1.0)
+    assert state.wanted == 4
+    assert state.why.startswith("100% of gpu used by "), state.why
 
 
 def test_a_queue_that_is_too_long_grows_the_number_and_no_calm_leads_back_there():

@@ -78,7 +78,10 @@ def test_a_policy_that_fails_keeps_what_serve_has(monkeypatch):
 
 
 def test_status_says_how_many_and_why():
-    shown = {"wanted": 2, "up": 1, "held": 7, "why": "9.0 requests in hand, 2 a copy"}
+    shown = {"wanted": 2, "up": 1, "held": 7, "why": "9.0 requests in hand, 2 a copy", "trouble": ""}
     assert words("reviews", shown) == (
         "scaling  reviews: 2 wanted, 1 up, 7 requests wait: 9.0 requests in hand, 2 a copy"
+    )
+    assert words("reviews", {**shown, "held": 0, "why": "as Serve has it", "trouble": "no library"}) == (
+        "scaling  reviews: 2 wanted, 1 up: as Serve has it; its metric cannot be read: no library"
     )

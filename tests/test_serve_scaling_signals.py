@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from cluster.errors import InputError
+from cluster.scaling import keys
 from cluster.spec import parse
 from serve.gateway.directory import Directory
 from serve.gateway.holding import Load
@@ -97,6 +98,25 @@ def test_cores_in_use_are_told_by_what_was_used_between():
     assert replicas.value("queue_time", [("r", {"queue_p50_s": 0.2}), ("s", {"queue_p50_s": 0.4})], 1) == pytest.approx(
         0.3
     )
+
+
+def test_gpus_are_told_as_they_are_and_evened_out_and_an_old_number_does_not_stay():
+    replicas = Replicas()
+
+    def told(*keys):
+        return replicas.value("gpu", [(key, {}) for key in keys], 1)
+
+    replicas.note("r", {"gpu": 0.8}, 0.0)
+    replicas.note("s", {"gpu": 0.2}, 0.0)
+    assert told("r", "s", "new") == pytest.approx(0.5)
+    replicas.note("r", {"gpu": 0.4}, 0.1)  # too near to the one before
+    assert told("r") == 0.8
+    replicas.note("r", {"gpu": 0.4}, 1.0)
+    assert told("r") == pytest.approx(0.6)
+    replicas.note("r", {"gpu_trouble": "gone"}, 2.0)
+    assert told("r", "new") is None
+    replicas.forget("s")
+    assert told("s") is None
 
 
 def test_who_waits_is_told_the_rest_of_the_usual_start():
@@ -198,6 +218,14 @@ def test_a_query_has_one_value_or_a_message(prometheus):
             "serve.autoscale.metric: cpu: copies have no core",
         ),
         (
+            "{max_replicas: 2, autoscale: {metric: gpu}}",
+            "serve.autoscale.metric: gpu: copies have no GPU; write serve.num_gpus, or another metric",
+        ),
+        (
+            "{max_replicas: 2, num_gpus: 1, autoscale: {metric: gpu, target: 70}}",
+            "target: 70: metric gpu wants a share of 1",
+        ),
+        (
             "{max_replicas: 2, autoscale: {schedule: [{start: 08:00, end: 18:00, min_replicas: 3}]}}",
             "autoscale.schedule.0.min_replicas: 3 is more than max_replicas: 2",
         ),
@@ -222,3 +250,10 @@ def test_a_time_without_quotes_is_what_yaml_makes_of_it_and_meant():
     text = BASE + "{max_replicas: 2, autoscale: {schedule: [{start: 08:00, end: 18:30, min_replicas: 2}]}}"
     (found,) = parse(text).serve.autoscale.schedule
     assert (found.start, found.end) == ("08:00", "18:30")
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-generation"])
+def test_a_gpu_is_a_metric_of_every_task(task):
+    text = f"name: a\ntask: {task}\nmodel: a/b\nserve: {{max_replicas: 2, num_gpus: 0.5, autoscale: {{metric: gpu}}}}"
+    found = keys(parse(text))
+    assert (found["metric"], found["target"]) == ("gpu", 0.7)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def joined(served: list[dict[str, Any]], cluster: Cluster) -> list[str]:
     """A line for each endpoint whose number of replicas changes by itself; its row gets the same as `scaling`: None, or
-    {wanted, up, held, why}."""
+    {wanted, up, held, why, trouble}."""
     from serve.state import state
     from serve.waiting import up
 
@@ -20,7 +20,7 @@ def joined(served: list[dict[str, Any]], cluster: Cluster) -> list[str]:
         known = told["scaling"].get(row["name"]) if told is not None else None
         row["scaling"] = None
         if known is not None:
-            shown = {key: known[key] for key in ("wanted", "held", "why")}
+            shown = {key: known[key] for key in ("wanted", "held", "why", "trouble")}
             row["scaling"] = {**shown, "up": len(up(told, row["name"]))}
             lines.append(words(row["name"], row["scaling"]))
     return lines
@@ -29,4 +29,5 @@ def joined(served: list[dict[str, Any]], cluster: Cluster) -> list[str]:
 def words(name: str, scaling: dict[str, Any]) -> str:
     """`scaling  reviews: 2 wanted, 1 up, 7 requests wait: 9.3 requests in hand, 2 a copy`."""
     wait = f", {scaling['held']} requests wait" if scaling["held"] else ""
-    return f"scaling  {name}: {scaling['wanted']} wanted, {scaling['up']} up{wait}: {scaling['why']}"
+    unknown = f"; its metric cannot be read: {scaling['trouble']}" if scaling["trouble"] else ""
+    return f"scaling  {name}: {scaling['wanted']} wanted, {scaling['up']} up{wait}: {scaling['why']}{unknown}"

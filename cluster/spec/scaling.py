@@ -9,11 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from cluster.spec.section import Section
 
-Metric = Literal["ongoing", "queue_time", "cpu", "prometheus"]
+Metric = Literal["ongoing", "queue_time", "cpu", "gpu", "prometheus"]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 _TIME = r"^([01][0-9]|2[0-3]):[0-5][0-9]$"
 # What a metric aims at where the file says nothing: seconds, and shares of what a copy was given.
-_TARGETS = {"queue_time": 0.1, "cpu": 0.7}
+_TARGETS = {"queue_time": 0.1, "cpu": 0.7, "gpu": 0.7}
 
 
 class Window(Section):
@@ -53,11 +53,12 @@ class Autoscale(Section):
 
     metric: Metric = "ongoing"
     """What is looked at. ongoing: requests in hand and waiting, against serve.target_ongoing_requests a copy;
-    queue_time: how long requests wait for a forward pass; cpu: how busy copies keep their cores; prometheus: the value
-    of `query`, e.g. of how busy GPUs are."""
+    queue_time: how long requests wait for a forward pass; cpu: how busy copies keep their cores; gpu: the share of time
+    in which their GPUs compute at all, whoever has them do it, as NVIDIA's driver tells (not of a GPU in MIG mode; a
+    language model is at it for a single stream); prometheus: the value of `query`."""
     target: Annotated[float, Field(gt=0)] | None = None
-    """queue_time: seconds (median; left out: 0.1). cpu: a share of serve.num_cpus (left out: 0.7).
-    prometheus: as much of the query's value as is one copy's. Not for ongoing."""
+    """queue_time: seconds (median; left out: 0.1). cpu: a share of serve.num_cpus (left out: 0.7). gpu: a share of the
+    time (left out: 0.7). prometheus: as much of the query's value as is one copy's. Not for ongoing."""
     query: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """A PromQL query with one value, for metric: prometheus, asked at cluster.yaml's prometheus.url."""
     upscale_delay_s: Annotated[float, Field(ge=0, le=3600)] = 0.5
@@ -79,7 +80,7 @@ class Autoscale(Section):
             raise ValueError(
                 f"target: {self.target:g}: metric ongoing aims at serve.target_ongoing_requests; write the number there"
             )
-        if self.metric == "cpu" and self.target is not None and self.target > 1:
+        if self.metric in ("cpu", "gpu") and self.target is not None and self.target > 1:
             raise ValueError(f"target: {self.target:g}: metric {self.metric} wants a share of 1, e.g. 0.7")
         if self.metric == "prometheus" and (self.query is None or self.target is None):
             gone = "query" if self.query is None else "target"
@@ -119,13 +120,15 @@ def check(autoscale: Autoscale, *, min_replicas: int, max_replicas: int) -> None
                 )
 
 
-def check_task(autoscale: Autoscale, *, task: str, num_cpus: float) -> None:
+def check_task(autoscale: Autoscale, *, task: str, num_cpus: float, num_gpus: float) -> None:
     """Raise ValueError where a task's copies cannot tell of the metric."""
     metric = autoscale.metric
     if task == "text-generation" and metric in ("queue_time", "cpu"):
         raise ValueError(
             f"serve.autoscale.metric: {metric}: an engine of text-generation has its own queue and processes; write "
-            "ongoing or prometheus"
+            "ongoing, gpu or prometheus"
         )
     if metric == "cpu" and num_cpus == 0:
         raise ValueError("serve.autoscale.metric: cpu: copies have no core of their own; raise serve.num_cpus")
+    if metric == "gpu" and num_gpus == 0:
+        raise ValueError("serve.autoscale.metric: gpu: copies have no GPU; write serve.num_gpus, or another metric")

@@ -215,7 +215,8 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _scales_by_what_is_known(self) -> Spec:
-        scaling.check_task(self.serve.autoscale, task=self.task, num_cpus=self.serve.num_cpus)
+        serve = self.serve
+        scaling.check_task(serve.autoscale, task=self.task, num_cpus=serve.num_cpus, num_gpus=serve.num_gpus)
         return self
 
     @field_validator("model")

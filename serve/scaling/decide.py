@@ -43,7 +43,7 @@ class Seen:
 
     `ongoing`: requests in hand and held, on average since they were last counted; `held`: those of them that wait for a
     copy now; `arrived`: all that ever came; `up`: copies that answer; `value`: the metric, where it is not ongoing
-    (queue_time: seconds, cpu: a share of what the copies have, prometheus: the query's value), None where it is
+    (queue_time: seconds, cpu and gpu: a share of what the copies have, prometheus: the query's value), None where it is
     not known; `least`: what the schedule wants; `untried`: no copy of this version was ever up.
     """
 

@@ -44,6 +44,11 @@ class Queries:
             one.task = asyncio.get_running_loop().create_task(self._ask(url, query, one))
         return one.value if now - one.when <= FRESH_S else None
 
+    def trouble(self, url: str, query: str) -> str:
+        """Why the last answer was none; empty where it was one."""
+        one = self._queries.get((url, query))
+        return f"{url}: {one.trouble}" if one is not None and one.trouble else ""
+
     async def _ask(self, url: str, query: str, one: _Query) -> None:
         try:
             one.value = await asyncio.to_thread(ask, url, query)

@@ -109,14 +109,17 @@ class Scaler:
         return {name: one.left(now) for name, one in self.starts.items()}
 
     def show(self) -> dict[str, Any]:
-        """For people: for each application how many are wanted and why, and what was decided when."""
+        """For people: for each application how many are wanted and why, what was decided when, and why its metric
+        cannot be read (`trouble`)."""
         now, shown = time.monotonic(), {}
+        copies = self.copies()
         for name, one in sorted(self.applications.items()):
             traffic = self.gateways.traffic(name, now)
             shown[name] = {
                 "version": one.told["version"],
                 "wanted": one.state.wanted,
                 "why": one.state.why,
+                "trouble": self._trouble(one, [copy for copy in copies if copy.application == name]),
                 "target": one.target,
                 "running": one.running,
                 "ongoing": round(traffic.ongoing, 2),
@@ -126,6 +129,15 @@ class Scaler:
                 "changes": list(one.changes),
             }
         return shown
+
+    def _trouble(self, one: Application, up: list[Copy]) -> str:
+        """Why the metric is not known, where somebody told: as long as it is not, the number stays as it is."""
+        keys = one.told["keys"]
+        if keys["metric"] == "prometheus":
+            return self.queries.trouble(keys["prometheus"], keys["query"])
+        if keys["metric"] == "gpu":
+            return next((copy.facts["gpu_trouble"] for copy in up if "gpu_trouble" in copy.facts), "")
+        return ""
 
     def _seen(
         self,

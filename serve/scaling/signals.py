@@ -69,12 +69,14 @@ class Gateways:
 
 
 class Replicas:
-    """How busy the copies of each application keep their cores: the CPU seconds they told, over time."""
+    """How busy the copies of each application keep their cores, by the CPU seconds they told, and their GPUs."""
 
     def __init__(self) -> None:
         self._before: dict[str, tuple[float, float, float]] = {}  # by replica: when, CPU seconds, cores used
+        self._gpus: dict[str, tuple[float, float]] = {}  # by replica: when, share of the time
 
     def note(self, replica: str, facts: Mapping[str, Any], now: float) -> None:
+        self._note_gpu(replica, facts.get("gpu"), now)
         if "cpu_s" not in facts:
             return
         before = self._before.get(replica)
@@ -85,8 +87,18 @@ class Replicas:
             # Half of what was known before: a second alone is too short to judge by.
             self._before[replica] = (now, facts["cpu_s"], used if before[2] < 0 else (used + before[2]) / 2)
 
+    def _note_gpu(self, replica: str, share: float | None, now: float) -> None:
+        before = self._gpus.get(replica)
+        if share is None:
+            self._gpus.pop(replica, None)  # an old number must not go on counting
+        elif before is None:
+            self._gpus[replica] = (now, share)
+        elif now - before[0] >= 0.5:
+            self._gpus[replica] = (now, (share + before[1]) / 2)
+
     def forget(self, replica: str) -> None:
         self._before.pop(replica, None)
+        self._gpus.pop(replica, None)
 
     def value(self, metric: str, replicas: Iterable[tuple[str, Mapping[str, Any]]], num_cpus: float) -> float | None:
         """The metric over the copies that are up ((id, facts) of each); None where none of them tells of it."""
@@ -98,5 +110,7 @@ class Replicas:
     def _of(self, metric: str, key: str, facts: Mapping[str, Any], num_cpus: float) -> float | None:
         if metric == "queue_time":
             return facts.get("queue_p50_s")
+        if metric == "gpu":
+            return self._gpus[key][1] if key in self._gpus else None
         used = self._before.get(key, (0.0, 0.0, -1.0))[2]
         return None if used < 0 else used / num_cpus
