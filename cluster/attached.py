@@ -12,17 +12,17 @@ from urllib.parse import urlsplit
 from cluster.bearer import bearer
 from cluster.errors import ClusterGone, InputError
 from cluster.ports import FIRST_HTTP, answers
-from cluster.serving import GATEWAY, listening
+from cluster.serving import GATEWAY, hosted, listening
 from cluster.settings import settings
 
-_ANYWHERE = ("0.0.0.0", "::", "")
+ANYWHERE = ("0.0.0.0", "::", "")
 _PATIENCE_S = 8.0  # a control service that does not answer for so long is gone
 
 
 @dataclass(frozen=True)
 class Entrance:
-    """Where the gateway listens ({host, port}, and {certificate, key} with TLS), and the URL at which clients reach it,
-    no slash at its end."""
+    """Where the gateway listens ({host, port}, {certificate, key} with TLS, {name} where there is one), and the URL at
+    which it is reached from here, no slash at its end."""
 
     listen: dict[str, Any]
     url: str
@@ -100,7 +100,7 @@ def entrance(dashboard_url: str, token: str) -> Entrance:
     host = listen.get("host") or (wanted.host if "host" in wanted.model_fields_set else "0.0.0.0")
     port = int(listen.get("port") or wanted.port or FIRST_HTTP)
     reachable = host
-    if host in _ANYWHERE:
+    if host in ANYWHERE:
         # A node that has a gateway, the head where it has one; the head's address where there is none yet.
         replicas = ((found.get("deployments") or {}).get("Gateway") or {}).get("replicas") or []
         nodes = sorted(filter(None, (each.get("node_ip") for each in replicas if each.get("state") == "RUNNING")))
@@ -108,7 +108,7 @@ def entrance(dashboard_url: str, token: str) -> Entrance:
         reachable = head if head in nodes or not nodes else nodes[0]
     listen = listen or listening(wanted, host, port)
     scheme = "https" if listen.get("certificate") else "http"
-    return Entrance(listen, f"{scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{port}")
+    return Entrance(listen, f"{scheme}://{hosted(reachable)}:{port}")
 
 
 def _details(dashboard_url: str, token: str) -> dict[str, Any]:

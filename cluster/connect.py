@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
@@ -25,7 +26,7 @@ from cluster.embedded import State
 from cluster.errors import InputError
 from cluster.guard import terminable, terminate, undisturbed, watched
 from cluster.progress import Progress, silent
-from cluster.serving import listening
+from cluster.serving import hosted, listening
 from cluster.settings import Settings, home, settings
 
 NAMESPACE = "shoal"
@@ -38,14 +39,22 @@ class Cluster:
     address: str
     dashboard_url: str
     http_url: str
-    """Where the gateway answers, once something is served: http://host:port, no slash."""
+    """Where this process reaches the gateway, once something is served: http://host:port, no slash."""
     listen: dict[str, Any]
-    """Where the gateway's HAProxy is to listen: {host, port}, and {certificate, key} with TLS."""
+    """Where the gateway's HAProxy is to listen: {host, port}, {certificate, key} with TLS, and
+    {name} where clients know it by one."""
     home: Path
     token: str = field(repr=False)
     """Of the dashboard's REST API: header `Authorization: Bearer <token>`. Empty where it wants none."""
     started: bool = False
     """Whether this call started it."""
+
+    @property
+    def public_url(self) -> str:
+        """Where clients reach the gateway: as `http_url`, by http.name where cluster.yaml has it."""
+        known = self.listen.get("name")
+        parts = urlsplit(self.http_url)
+        return f"{parts.scheme}://{hosted(known)}:{parts.port}" if known else self.http_url
 
 
 @contextmanager
@@ -132,11 +141,11 @@ def _clean(folder: Path) -> bool:
 
 
 def _cluster(folder: Path, state: State, *, started: bool) -> Cluster:
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(state.http_host, state.http_host)
+    reachable = embedded.reachable(state.http_host)
     return Cluster(
         address=state.address,
         dashboard_url=state.dashboard_url,
-        http_url=f"{state.scheme}://{f'[{reachable}]' if ':' in reachable else reachable}:{state.http_port}",
+        http_url=f"{state.scheme}://{hosted(reachable)}:{state.http_port}",
         listen=listening(settings().http, state.http_host, state.http_port),
         home=folder,
         token=(folder / embedded.TOKEN).read_text(),

@@ -17,11 +17,11 @@ from typing import Any
 
 import psutil
 
-from cluster import ports, processes
+from cluster import ports, processes, tls
 from cluster.errors import InputError, RunFailed
 from cluster.guard import undisturbed
 from cluster.progress import Progress, silent
-from cluster.serving import SERVING
+from cluster.serving import SERVING, listening
 from cluster.settings import Settings
 from cluster.settings.access import checked
 
@@ -80,6 +80,7 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
     root = scratch_folder(home)
     # Early and clearly: Ray would fail at it later, with a riddle.
     checked(settings.access, http_host=settings.http.host)
+    tls.check(listening(settings.http, settings.http.host, 0), reachable(settings.http.host))
     for shortage in shortages(home, settings):
         raise InputError(shortage)
     _make_private(root)
@@ -138,6 +139,11 @@ def clean(home: Path, root: Path) -> int:
     for name in ("cluster.json", "cluster.json.new", TOKEN):
         (home / name).unlink(missing_ok=True)
     return count
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on a host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def scratch_folder(home: Path) -> Path:

@@ -28,10 +28,17 @@ SERVING = {
 
 def listening(http: Http, host: str, port: int) -> dict[str, Any]:
     """What the gateway is told of where to listen."""
-    if http.certificate is None or http.key is None:
-        return {"host": host, "port": port}
-    files = {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
-    return {"host": host, "port": port, **files}
+    listen: dict[str, Any] = {"host": host, "port": port}
+    if http.name is not None:
+        listen["name"] = http.name
+    if http.certificate is not None and http.key is not None:
+        listen |= {"certificate": str(Path(http.certificate).resolve()), "key": str(Path(http.key).resolve())}
+    return listen
+
+
+def hosted(host: str) -> str:
+    """A host as it stands in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def model_application(
@@ -188,8 +195,9 @@ def gateway_application(
     home: Path | None = None,
 ) -> dict[str, Any]:
     """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
-    `listen` is where clients are listened to ({host, port}, and {certificate, key} with TLS), `public_url` where they
-    reach that; no slash at its end. `home` is where it keeps keys, usage and logs; left out, the $SHOAL_HOME there."""
+    `listen` is where clients are listened to ({host, port}, {certificate, key} with TLS, {name}), `public_url` where
+    they reach that; no slash at its end. `home` is where it keeps keys, usage and logs; left out, the $SHOAL_HOME
+    there."""
     found = settings()
     http = found.http
     return {

@@ -63,7 +63,7 @@ class Change:
         self.applications[GATEWAY] = gateway_application(
             models,
             listen=self.cluster.listen,
-            public_url=self.cluster.http_url,
+            public_url=self.cluster.public_url,
             attempt=self.attempt(GATEWAY),
             home=self.cluster.home,
         )

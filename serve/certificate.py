@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,6 @@ def write(folder: Path, listen: Mapping[str, Any]) -> str | None:
         out.write(text)
     fresh.replace(file)
     return str(file)
-
-
-def check(listen: Mapping[str, Any]) -> None:
-    """Raises InputError where the two do not belong together, as between the writing of one and the other."""
-    if not listen.get("certificate"):
-        return
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(listen["certificate"], listen["key"])
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            f"http.certificate: {listen['certificate']} and http.key {listen['key']} do not fit together: {error}"
-        ) from None
 
 
 def changed(listen: Mapping[str, Any]) -> float:

@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from cluster import tls
+from cluster.attached import ANYWHERE
 from cluster.errors import InputError, RunFailed
 from serve import certificate, control, places
 from serve.haproxy import LEASE, MAX_CONNECTIONS, answers, configuration
@@ -178,7 +180,7 @@ class Front:
             return
         self.renewed = changed
         try:
-            certificate.check(self.listen)
+            tls.check(self.listen, "" if self.listen["host"] in ANYWHERE else self.listen["host"])
             pem = certificate.write(self.folder, self.listen)
         except InputError as error:
             log.warning("%s; the one before it goes on", error)

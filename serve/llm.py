@@ -21,7 +21,7 @@ from serve.gateway.openai_routes import refuse, refuse_error
 from serve.host import Host
 from serve.located import located
 from serve.scaling import parts
-from serve.vllm_engine import Engine, EngineKeys
+from serve.vllm_engine import FORMED, Engine, EngineKeys
 
 log = logging.getLogger("ray.serve")
 # Of what vLLM serves: what generates, and what tells of it. The rest scales, aborts and renders for its operators.
@@ -142,7 +142,7 @@ class Llm:
             if declared_length(dict(scope["headers"])) > self.max_bytes:
                 raise too_large(self.max_bytes)
             async with asyncio.timeout(self.timeout_s):
-                await engine.app(scope, way.receive, way.send)
+                await engine.app({**scope, FORMED: lambda: way.formed}, way.receive, way.send)
         except TimeoutError:
             if way.begun:
                 raise  # the connection is cut: a stream that ends well would look whole
@@ -157,8 +157,12 @@ class Llm:
 _HERE = f"this model has {', '.join(f'{method} {path}' for path, method in ASKED.items())}"
 
 
+_FORMS = (b'"response_format"', b'"structured_outputs"', b'"tools"')
+
+
 class Way:
-    """A request's two ends: counts the bytes that come in, and notes whether an answer has begun."""
+    """A request's two ends: counts the bytes that come in, and notes whether they ask for a form of the answer and
+    whether that has begun."""
 
     def __init__(self, receive: Receive, send: Send, max_bytes: int) -> None:
         self._receive, self._send = receive, send
@@ -166,10 +170,16 @@ class Way:
         self.max_bytes = max_bytes
         self.fault: ShoalError | None = None
         self.begun = False
+        self.formed = False
+        self.tail = b""
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.left -= len(message.get("body", b""))
+        chunk = message.get("body", b"")
+        self.left -= len(chunk)
+        # A key may lie across two pieces.
+        self.formed = self.formed or any(key in self.tail + chunk for key in _FORMS)
+        self.tail = chunk[-20:]
         if self.left < 0:
             self.fault = too_large(self.max_bytes)
             raise self.fault

@@ -207,7 +207,7 @@ def _endpoints(cluster: Cluster, name: str, details: dict[str, Any]) -> list[End
     return [
         Endpoint(
             name=key,
-            url=f"{cluster.http_url}/models/{key}",
+            url=f"{cluster.public_url}/models/{key}",
             version=version,
             task=shared[key]["task"] if shared else args.get("task", ""),
             state=details["status"],

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import ssl
-from pathlib import Path
+import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from cluster.bearer import bearer
+from cluster.asked import ask
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
 
 
 def state(cluster: Cluster) -> tuple[dict[str, Any] | None, str]:
-    """Replicas, gateways and loads (see Keeper.state); None and why where the gateway does not tell."""
-    headers = bearer(cluster.token)
+    """Replicas, gateways and loads (see Keeper.state); None and why where the gateway does not tell. Raises InputError
+    where its certificate is not good, which waiting does not mend."""
     url = f"{cluster.http_url}/-/state"
     try:
-        answer = httpx.get(url, headers=headers, timeout=5, trust_env=False, verify=trusted(cluster))
+        answer = ask(cluster, "GET", "/-/state", timeout_s=5)
         if answer.status_code == 200:
             return answer.json(), ""
         return None, f"{url}: {answer.status_code} {answer.text[:200]}"
-    except (httpx.HTTPError, ValueError, OSError) as error:
+    except (httpx.HTTPError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         return None, f"{url}: {error or type(error).__name__}"
-
-
-def trusted(cluster: Cluster) -> ssl.SSLContext | bool:
-    """How to check the gateway's certificate: its own file is proof enough on the machine that has it, whatever name
-    stands in it."""
-    file = cluster.listen.get("certificate")
-    if not file or not Path(file).is_file():
-        return True
-    context = ssl.create_default_context(cafile=file)
-    context.check_hostname = False
-    return context

@@ -2,8 +2,9 @@
 
 vLLM calls none of this stable but the engine's arguments, so it stands here alone and tests/test_serve_vllm_engine.py
 checks each name. What is used: AsyncLLM (the engine's client; the engine itself is a process of its own below this
-one), build_app and init_app_state (what `vllm serve` serves), OpenAIServingModels.lora_requests and base_model_paths
-(which name answers with which weights), and RayPrometheusStatLogger (the engine's metrics on Ray's port).
+one), build_app and init_app_state (what `vllm serve` serves), GenerationError (a request that the engine gave up),
+OpenAIServingModels.lora_requests and base_model_paths (which name answers with which weights), and
+RayPrometheusStatLogger (the engine's metrics on Ray's port).
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import InputError, RunFailed
+
+# In a request's scope: tells, once the body is read, whether it asks for a form of the answer.
+FORMED = "shoal.formed"
 
 
 class EngineKeys(BaseModel):
@@ -56,6 +61,7 @@ class Engine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
+        from vllm.exceptions import GenerationError
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
@@ -84,6 +90,10 @@ class Engine:
             client.shutdown()
             raise InputError(f"{name}: the model in {folder} generates no text, vLLM says; it does: {supported}")
         app = build_app(options, supported, config.model_config)
+        # Where an engine fails, vLLM tells the server that it started to end. Ours is ended by Serve (see `check`).
+        app.state.server = SimpleNamespace(should_exit=False)
+        app.add_exception_handler(GenerationError, _given_up)
+        app.middleware_stack = None  # it was made already, and is made anew with the handler
         await init_app_state(client, app.state, options, supported)
         return cls(name, client, app)
 
@@ -161,6 +171,7 @@ class Engine:
 
 def arguments(name: str, folder: Path, keys: EngineKeys, *, device: str) -> Namespace:
     """The arguments of `vllm serve` for an engine, all others as they come."""
+    from vllm.config import StructuredOutputsConfig
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -184,6 +195,9 @@ def arguments(name: str, folder: Path, keys: EngineKeys, *, device: str) -> Name
         "allowed_origins": [],
         "disable_fastapi_docs": True,
         "disable_log_stats": True,
+        # What grammars are made by is chosen once an engine, by the first request with one. Left to "auto", a request
+        # that xgrammar does not take is checked by another library, and fails in the engine: a 500, where 400 is right.
+        "structured_outputs_config": StructuredOutputsConfig(backend="xgrammar"),
     }
     if device == "cpu":
         # With adapters vLLM compiles nothing on CPUs; said beforehand, it doesn't prepare for it either.
@@ -193,6 +207,20 @@ def arguments(name: str, folder: Path, keys: EngineKeys, *, device: str) -> Name
     for key, value in chosen.items():
         setattr(options, key, value)
     return options
+
+
+async def _given_up(request: Any, error: Exception) -> Any:
+    """Answers for a request that the engine ended without an answer. To one with a grammar that is the grammar: it
+    cannot be compiled after all, or no text fits it, as none fits {"$ref": "#"}."""
+    from starlette.responses import JSONResponse
+
+    status = getattr(error, "status_code", 500)
+    message, kind = str(error), "InternalServerError"
+    if status == 500 and request.scope.get(FORMED, lambda: False)():
+        status, kind = 400, "BadRequestError"
+        message = "no text keeps to the form that was asked for; mend response_format, structured_outputs or tools"
+    told = {"message": message, "type": kind, "param": None, "code": int(status)}
+    return JSONResponse({"error": told}, status_code=status)
 
 
 def _adapters(keys: EngineKeys) -> dict[str, Any]:

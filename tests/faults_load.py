@@ -100,6 +100,62 @@ def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, te
         thread.join()
 
 
+@contextlib.contextmanager
+def uploads(url, *, size, first, concurrent=6, headers=None, timeout=60):
+    """Large requests, one each of so many connections. `first` bytes of each are out when the block begins; what is
+    left goes out at its end, and after it all are answered."""
+    seen, rest, out = Seen(), threading.Event(), threading.Semaphore(0)
+
+    async def one(session):
+        key = uuid.uuid4().hex
+        seen.ids.append(key)
+        body = json.dumps({"id": key}).encode().ljust(size)
+
+        async def parts():
+            for at in range(0, first, 65_536):
+                yield body[at : min(at + 65_536, first)]
+            out.release()
+            while not rest.is_set():
+                await asyncio.sleep(0.02)
+            for at in range(first, size, 65_536):
+                yield body[at : at + 65_536]
+
+        given = {**(headers or {}), "content-length": str(size)}
+        began = time.monotonic()
+        try:
+            async with session.post(url, data=parts(), headers=given) as answer:
+                text = await answer.read()
+                seen.statuses[answer.status] += 1
+                if answer.status == 200:
+                    told = json.loads(text)
+                    seen.pids[told["pid"]] += 1
+                    if told["id"] != key or told["size"] != size:
+                        seen.wrong.append(told)
+                else:
+                    seen.failed.append((answer.status, text[:200]))
+                    assert answer.status != 429 or "retry-after" in answer.headers
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
+            seen.failed.append(("", repr(error)))
+        seen.ended.append(time.monotonic())
+        seen.took.append(time.monotonic() - began)
+
+    async def main():
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(timeout)) as session:
+            await asyncio.gather(*(one(session) for _ in range(concurrent)))
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    try:
+        for _ in range(concurrent):
+            assert out.acquire(timeout=20)
+        yield seen
+    finally:
+        rest.set()
+        thread.join()
+
+
 def executions(log):
     """How often each id was executed."""
     return collections.Counter(line.split()[0] for line in log.read_text().splitlines())

@@ -1,9 +1,12 @@
 """The lines that ask a language model: they are what a person pastes."""
 
+import http.server
 import json
 import shlex
+import threading
+from types import SimpleNamespace
+from typing import Any
 
-import httpx
 import pytest
 
 from cluster.cli import ask
@@ -43,12 +46,19 @@ def test_predict_asks_a_language_model_by_chat():
     body, media = ask.body("text-generation", "hi")
     assert json.loads(body)["messages"] == [{"role": "user", "content": "hi"}]
     assert media == "application/json"
-    assert ask.address("text-generation", URL) == f"{URL}/v1/chat/completions"
-    assert ask.address("text-classification", URL) == URL
+    assert ask.path("text-generation", "chat") == "/models/chat/v1/chat/completions"
+    assert ask.path("text-classification", "reviews") == "/models/reviews"
 
 
-def test_openais_errors_are_told_in_a_sentence(monkeypatch):
-    answer = httpx.Response(404, json={"error": {"message": "no such model", "type": "NotFoundError"}})
-    monkeypatch.setattr(httpx, "post", lambda *_, **__: answer)
-    with pytest.raises(InputError, match=r"404: no such model$"):
-        ask.send(URL, b"{}", ask.JSON)
+def test_openais_errors_are_told_in_a_sentence():
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"error": {"message": "no such model", "type": "NotFoundError"}}')
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        cluster: Any = SimpleNamespace(http_url=f"http://127.0.0.1:{server.server_port}", listen={}, token="")
+        with pytest.raises(InputError, match=r"404: no such model$"):
+            ask.send(cluster, "/models/chat", b"{}", ask.JSON)

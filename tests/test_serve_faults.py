@@ -1,6 +1,5 @@
 """Each fault under load, on a real cluster: what failed of how many, and for how long nobody was answered."""
 
-import collections
 import contextlib
 import os
 import signal
@@ -9,105 +8,15 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-from faults_app import configured
-from faults_load import executions, load
+from faults_house import House
+from faults_load import executions, load, uploads
 
-from cluster import connect, embedded, processes
-from cluster.serving import GATEWAY
-from serve.applications import Change, read
-from serve.state import state
+from cluster import connect
+from cluster.cli import main
+from serve.applications import read
 
 pytestmark = pytest.mark.slow
-ENTRY = {"task": "text-classification", "request": "{}", "response": "{}", "timeout_s": 60}
-
-
-class House:
-    """The cluster, and what the tests do to it."""
-
-    def __init__(self, cluster, log):
-        self.cluster, self.log = cluster, log
-        self.rows = []
-
-    def url(self, name="echo"):
-        return f"{self.cluster.http_url}/models/{name}"
-
-    def deploy(self, name="echo", *, idempotent=True, wait=True, gateways=None, **changed):
-        version = changed.get("version", "1")
-        with Change(self.cluster) as change:
-            change.applications[name] = configured(name, self.log, **changed)
-            entry = {**ENTRY, "version": version, "idempotent": idempotent}
-            change.tell_gateway({**change.models(), name: entry})
-            if gateways:
-                change.applications[GATEWAY]["deployments"][0]["num_replicas"] = gateways
-        if wait:
-            self.settle(name, changed.get("replicas", 2), version=version)
-
-    def remove(self, name):
-        with Change(self.cluster) as change:
-            change.tell_gateway({key: model for key, model in change.models().items() if key != name})
-            change.applications.pop(name, None)
-
-    def up(self, name):
-        told, _ = state(self.cluster)
-        replicas = told["replicas"] if told else []
-        return [one for one in replicas if one["application"] == name and one["state"] == "up"]
-
-    def settle(self, name="echo", replicas=2, *, version=None, other_than=(), seconds=60):
-        """Until so many replicas are up and running; their pids."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            # The Keeper takes five seconds to miss one that was killed.
-            found = [one for one in self.up(name) if one["pid"] not in other_than and psutil.pid_exists(one["pid"])]
-            right = [one for one in found if version is None or one["version"] == version]
-            if len(right) == len(found) == replicas and self.answers(name):
-                return [one["pid"] for one in found]
-            time.sleep(0.1)
-        raise AssertionError(f"{name}: not {replicas} of {version} but {self.up(name)}; {read(self.cluster)[name]}")
-
-    def answers(self, name):
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.post(self.url(name), json={"id": "settle"}, timeout=20).status_code == 200
-        return False
-
-    def pids(self, title):
-        scratch = embedded.scratch_folder(self.cluster.home)
-        found = []
-        for one in processes.members(scratch):
-            with contextlib.suppress(psutil.Error):
-                if title in " ".join(one.cmdline())[:60] or one.name() == title:
-                    found.append(one.pid)
-        return found
-
-    def gateways(self):
-        return [
-            replica["pid"]
-            for replica in read(self.cluster)[GATEWAY]["deployments"]["Gateway"]["replicas"]
-            if replica["state"] == "RUNNING" and psutil.pid_exists(replica["pid"])
-        ]
-
-    def both_gateways(self):
-        """Wait until two are up, and HAProxy knows of both: an earlier test may have killed one."""
-        end = time.monotonic() + 60
-        while len(self.gateways()) < 2:
-            assert time.monotonic() < end, "one gateway only"
-            time.sleep(0.2)
-        time.sleep(3)
-        return self.gateways()
-
-    def haproxy(self):
-        folder = embedded.scratch_folder(self.cluster.home) / "s"
-        return int((folder / "front.pid").read_text().split()[0])
-
-    def tell(self, what, seen):
-        row = seen.row(what)
-        self.rows.append(row)
-        print("\n" + row)
-        if seen.failed:
-            print("   ", collections.Counter(seen.failed).most_common(3))
-        assert not seen.wrong, seen.wrong[:3]
-        return seen
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +53,34 @@ def test_a_replica_that_is_killed_loses_no_request(house):
     assert seen.gap() < 3
     assert 0 < len(twice(house, seen)) <= 8  # those that it had in hand
     assert max(executions(house.log)[key] for key in seen.ids) == 2
+
+
+def test_a_replica_that_is_killed_under_large_uploads_has_had_none_of_them(house):
+    """Up to 8 MiB are kept at the gateway and go to another replica; of more the client is told to come again."""
+    house.deploy("large")
+    first, _ = house.settle("large")
+    mib = 2**20
+    with (
+        load(house.url("large"), sleep=0.02, concurrent=4) as small,
+        uploads(house.url("large"), size=7 * mib, first=6 * mib, headers={"x-shoal-retry": "never"}) as kept,
+        uploads(house.url("large"), size=20 * mib, first=12 * mib) as larger,
+    ):
+        end = time.monotonic() + 20
+        while house.ongoing("large") < 12:
+            assert time.monotonic() < end, "not all of them have come to a replica"
+            time.sleep(0.1)
+        os.kill(first, signal.SIGKILL)
+        house.settle("large", 1, other_than=[first])
+    house.remove("large")
+    house.tell("kill -9 under small requests and uploads", small)
+    house.tell("the same, 7 MiB on their way, never twice", kept)
+    house.tell("the same, 20 MiB on their way", larger)
+    assert small.bad == 0
+    assert kept.statuses == {200: 6}
+    assert set(larger.statuses) == {200, 429}
+    counts = executions(house.log)
+    assert [counts[key] for key in kept.ids] == [1] * 6
+    assert sum(counts[key] for key in larger.ids) == larger.statuses[200]
 
 
 def test_the_only_replica_that_is_killed_has_its_requests_held(house):
@@ -262,6 +199,61 @@ def test_a_replica_that_hangs_is_left_alone_and_replaced(house):
     assert left_alone < 8
     assert replaced < 25
     assert second in house.settle()
+
+
+def test_a_replica_whose_loop_is_blocked_holds_up_nobody_else(house):
+    house.settle()
+    answers = []
+
+    def blocking():
+        body = {"id": "blocking", "block": 9}  # seconds for which the model's code gives no other its turn
+        answers.append(httpx.post(house.url(), json=body, headers={"x-shoal-retry": "never"}, timeout=60))
+
+    thread = threading.Thread(target=blocking)
+    with load(house.url(), sleep=0.02) as seen:
+        time.sleep(0.5)
+        thread.start()
+        began = time.monotonic()
+        while len(house.up("echo")) > 1:
+            assert time.monotonic() - began < 30, "it is still asked"
+            time.sleep(0.05)
+        left_alone = time.monotonic() - began
+        thread.join()
+        house.settle()  # it comes back, or another is there in its place
+    house.tell(f"a replica is blocked for 9 s: left after {left_alone:.1f} s", seen)
+    assert seen.bad == 0
+    assert seen.gap() < 3
+    assert answers[0].status_code in (200, 502)
+    assert executions(house.log)["blocking"] == 1
+
+
+def test_what_is_taken_down_under_load_answers_what_it_has(house):
+    house.deploy("leaving")
+    received = []
+
+    def stream():
+        with httpx.stream("POST", house.url("leaving"), json={"id": "stream", "stream": 300}, timeout=60) as answer:
+            received.append(b"".join(answer.iter_raw()))
+
+    threads = [threading.Thread(target=stream) for _ in range(4)]
+    with load(house.url("leaving"), sleep=0.5, concurrent=16) as seen, load(house.url(), sleep=0.02) as others:
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + 30
+        while house.ongoing("leaving") < 4 or seen.statuses[200] < 16:
+            assert time.monotonic() < end, "it is not asked"
+            time.sleep(0.05)
+        with pytest.raises(SystemExit) as ended:
+            main(["down", "leaving"])
+        time.sleep(0.5)
+    for thread in threads:
+        thread.join()
+    house.tell("shoal down of a model", seen)
+    house.tell("its neighbour meanwhile", others)
+    assert ended.value.code in (0, None)
+    assert set(seen.statuses) == {200, 404}
+    assert received == [b"".join(b"data: %d\n\n" % number for number in range(300))] * 4
+    assert others.bad == 0
 
 
 def test_a_poison_request_takes_two_and_is_refused(house):

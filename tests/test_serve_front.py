@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import datetime
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import time
 
 import httpx
 import pytest
+from certificates import make
 
 from serve import control, places
 from serve.front import Front
@@ -105,34 +105,6 @@ def until(right, seconds=5.0):
     return False
 
 
-def certificate(folder, days):
-    """A self-signed certificate and its key; the number that names it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key.pem").write_bytes(private)
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    return made.serial_number
-
-
 def shown(port):
     """The certificate that is shown to a client."""
     from cryptography import x509
@@ -205,14 +177,13 @@ def test_a_client_that_leaves_is_told_of_to_the_gateway(folder):
 
 
 def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path):
-    first = certificate(tmp_path, 10)
+    first = make(tmp_path, "127.0.0.1").serial_number
     listen = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
     with gateway(folder), front(**listen) as one:
         port = one.listen["port"]
         before = one.pid()
         assert shown(port) == first
         context = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
-        context.check_hostname = False
         with httpx.Client(verify=context) as client:
             assert until(lambda: client.get(f"{url(one)}/x").status_code == 200)
             with client.stream("GET", f"{url(one)}/stream") as answer:
@@ -220,7 +191,7 @@ def test_a_renewed_certificate_is_shown_and_cuts_no_connection(folder, tmp_path)
                 got = next(parts)
                 # Half of a renewal: a key that does not belong to the certificate changes nothing.
                 old_key = (tmp_path / "key.pem").read_bytes()
-                second = certificate(tmp_path, 20)
+                second = make(tmp_path, "127.0.0.1").serial_number
                 new_key = (tmp_path / "key.pem").read_bytes()
                 (tmp_path / "key.pem").write_bytes(old_key)
                 time.sleep(1.3)

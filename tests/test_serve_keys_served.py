@@ -1,18 +1,29 @@
-"""Keys as a team meets them: two gateways behind HAProxy, `shoal keys` beside them, unmodified clients."""
+"""Keys as a team meets them: two gateways behind HAProxy, with the certificate of a private authority; `shoal keys`
+beside them, unmodified clients."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
+import io
 import json
+import os
+import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2  # that of huggingface_hub and openai
 import pytest
 import serve_tiny as tiny
-from huggingface_hub import InferenceClient
+from certificates import Authority, make, pem
+from huggingface_hub import InferenceClient, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
+from openai import OpenAI
 
 from cluster import connect, embedded
 from cluster.accounts import Keys, Usage
@@ -22,9 +33,14 @@ from cluster.serving import model_application
 from cluster.settings import settings
 from cluster.spec import parse
 from serve import run
+from serve.state import state
 
 pytestmark = pytest.mark.slow
+AUTHORITY = Authority()
+TRUST = ssl.create_default_context(cadata=pem(AUTHORITY.certificate).decode())
+# The certificate is not for 127.0.0.1, where the gateway listens.
 YAML = """
+http: {certificate: tls/cert.pem, key: tls/key.pem, name: localhost}
 access:
   keys: required
   limits: {tenants: {small: {requests: 10/minute}}}
@@ -43,6 +59,7 @@ def deploy(cluster: connect.Cluster, folder: Path, name: str, **serve: Any) -> r
 def cluster(tmp_path_factory: pytest.TempPathFactory):
     home = tmp_path_factory.mktemp("keys")
     (home / "cluster.yaml").write_text(YAML)
+    make(home / "tls", "localhost", by=AUTHORITY)
     patch = pytest.MonkeyPatch()
     patch.setenv("SHOAL_HOME", str(home))
     with connect.session() as found:
@@ -56,13 +73,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def urls(cluster, folder: Path) -> dict[str, str]:
-    return {name: deploy(cluster, folder, name, private=name == "secret").url for name in ("reviews", "secret")}
+def file(folder: Path) -> Path:
+    file = folder.parent / "reviews.yaml"
+    file.write_text(f"name: reviews\ntask: text-classification\nmodel: {folder}\nserve: {{num_cpus: 0.5}}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def up(cluster, file: Path) -> dict[str, Any]:
+    """What `shoal up` says."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
+        main(["up", str(file), "--json"])
+    assert ended.value.code in (0, None)
+    return json.loads(said.getvalue().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def urls(cluster, folder: Path, up: dict[str, Any]) -> dict[str, str]:
+    return {"reviews": up["url"], "secret": deploy(cluster, folder, "secret", private=True).url}
+
+
+@pytest.fixture(autouse=True)
+def _hub_trusts_the_authority():
+    set_client_factory(lambda: httpx2.Client(verify=TRUST))
+    yield
+    set_client_factory(httpx2.Client)
 
 
 def ask(url: str, key: str | None, **headers: str) -> httpx.Response:
     given = headers | ({"authorization": f"Bearer {key}"} if key else {})
-    return httpx.post(url, json={"inputs": "a fine day"}, headers=given, timeout=30)
+    return httpx.post(url, json={"inputs": "a fine day"}, headers=given, timeout=30, verify=TRUST)
 
 
 def test_keys_from_end_to_end(cluster, urls: dict[str, str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +159,80 @@ def test_keys_from_end_to_end(cluster, urls: dict[str, str], folder: Path, capsy
         ("acme", key.prefix, 200)
     ]
     assert len(list((cluster.home / "logs").glob("requests-*.jsonl"))) == 2
+
+
+def test_over_https_with_every_command_and_client(
+    cluster: connect.Cluster, up: dict[str, Any], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    port = cluster.listen["port"]
+    assert up["url"] == f"https://localhost:{port}/models/reviews"
+    assert cluster.http_url == f"https://127.0.0.1:{port}"
+    with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        httpx.get(f"https://localhost:{port}/health")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"http://localhost:{port}/health")
+
+    def shoal(*words: str) -> Any:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--json"])
+        out, err = capsys.readouterr()
+        assert ended.value.code in (0, None), err
+        return json.loads(out.splitlines()[-1])
+
+    capsys.readouterr()
+    assert {row["label"] for row in shoal("predict", "reviews", "a fine day")[0]} == {"ham", "spam"}
+    assert [row["url"] for row in shoal("status")["endpoints"] if row["name"] == "reviews"] == [up["url"]]
+    measured = shoal("bench", "serve", str(file), "--seconds", "0.5", "--rounds", "1", "--concurrent", "2")
+    assert not measured["failed"]
+
+    # The lines that `shoal up` shows, as they are pasted, with a key.
+    secret = Keys().create("acme")[1]
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    for line in (f"{up['curl']} -H 'authorization: Bearer {secret}'", f"HF_TOKEN={secret} {up['python']}"):
+        found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+        assert "spam" in found.stdout, (line, found.stdout, found.stderr)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cluster.home / "tls/cert.pem"))
+    ways: list[dict[str, Any]] = [{}, {"http_client": httpx2.Client(verify=TRUST)}]
+    for options in ways:
+        listed = OpenAI(base_url=f"https://localhost:{port}/v1", api_key=secret, max_retries=0, **options).models.list()
+        assert listed.data == []
+    monkeypatch.delenv("SSL_CERT_FILE")
+
+    # Where nothing here vouches for it, and where it is for another name, a command says what to write.
+    for listen, words in (
+        ({"name": "localhost"}, r"nobody who is trusted here vouches .* http\.certificate"),
+        ({**cluster.listen, "name": "else.where"}, r"the certificate is not for else\.where; .* http\.name"),
+    ):
+        with pytest.raises(InputError, match=words):
+            state(dataclasses.replace(cluster, listen={"host": "127.0.0.1", "port": port, **listen}))
+
+    # A renewal that is no good changes nothing.
+    before = ssl.get_server_certificate(("127.0.0.1", port))
+    for names, days in ((("else.where",), 10), (("localhost",), -1)):
+        make(cluster.home / "tls", *names, days=days, by=AUTHORITY)
+        time.sleep(1.5)
+        assert ssl.get_server_certificate(("127.0.0.1", port)) == before
+    make(cluster.home / "tls", "localhost", by=AUTHORITY)
+    end = time.monotonic() + 20
+    while ssl.get_server_certificate(("127.0.0.1", port)) == before:
+        assert time.monotonic() < end, "the renewed certificate is not shown"
+        time.sleep(0.1)
+    assert "label" in json.dumps(shoal("predict", "reviews", "a fine day"))
+
+
+def test_a_certificate_that_clients_would_refuse_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
+    (tmp_path / "cluster.yaml").write_text("http: {certificate: tls/cert.pem, key: tls/key.pem}\n")
+    for names, days, words in (
+        (("localhost",), 10, r"cert\.pem is for localhost, and not for 127\.0\.0\.1, .* write .* as http\.name"),
+        (("127.0.0.1",), -1, r"cert\.pem: the certificate has expired; write a new one"),
+    ):
+        make(tmp_path / "tls", *names, days=days, by=AUTHORITY)
+        with pytest.raises(InputError, match=words):
+            embedded.start(tmp_path, settings(), keep=False)
+        assert not (tmp_path / "cluster.json").exists()
 
 
 def test_without_keys_no_model_is_private(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import httpx
 import llm_served_tiny as tiny
 import psutil
 import pytest
+from llm_choking import CHOKING, PLAIN
 
 from cluster import connect, embedded
 from cluster.errors import InputError, NotFound
@@ -186,6 +189,38 @@ def test_errors_have_openais_shape(client, url):
             assert 400 <= answer.status_code < 500
     for path in ("/models/tiny/v1/load_lora_adapter", "/v1/load_lora_adapter", "/m/tiny/v1/completions"):
         assert httpx.post(f"{url}{path}", json={}, trust_env=False).status_code == 404
+
+
+@pytest.mark.parametrize("route", CHOKING)
+def test_what_an_engine_could_choke_on_is_refused(url, route):
+    with httpx.Client(trust_env=False, timeout=60) as http:
+        answers = {}
+        for extra in CHOKING[route]:
+            body = json.dumps({**PLAIN[route], **extra}).encode()
+            answers[json.dumps(extra)[:200]] = http.post(f"{url}/v1/{route}", content=body)
+        assert {key: (one.status_code, one.text[:200]) for key, one in answers.items() if one.status_code != 400} == {}
+        assert all(one.json()["error"]["message"] for one in answers.values())
+        assert http.post(f"{url}/v1/{route}", json=PLAIN[route]).status_code == 200
+
+
+def test_schemathesis_finds_no_5xx_on_openais_routes(url, tmp_path):
+    document = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+    for route in CHOKING:
+        body = document["paths"][f"/v1/{route}"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        # Short answers: what is looked for lies before them.
+        body["properties"]["max_tokens"]["maximum"] = 4
+        body["properties"]["n"]["maximum"] = 2
+        body["required"].append("max_tokens")
+    (tmp_path / "short.json").write_text(json.dumps(document))
+    command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(tmp_path / "short.json"), "--url", url]
+    command += ["--phases", "coverage", "--seed", "1", "--no-color", "--request-timeout", "90"]
+    command += ["--checks", "not_a_server_error,status_code_conformance,response_schema_conformance"]
+    command += ["--continue-on-failure", "--warnings", "off", "--include-path-regex", "^/v1/"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
+    line = next(line for line in found.stdout.splitlines() if "generated" in line)
+    print(line.strip())
+    assert int(line.split()[0]) > 300
 
 
 def test_it_is_listed_and_told_of(client, url):

@@ -82,10 +82,10 @@ def test_huggingfaces_schema_becomes_openais():
         assert understood(body, "", MODELS) == ("chat", body)
 
 
-def test_text_that_is_half_a_character_goes_through():
-    body = b'{"model": "dummy", "prompt": "\\ud83d"}'
+def test_a_character_in_two_halves_goes_through():
+    body = b'{"model": "dummy", "prompt": "\\ud83d\\uDE00"}'
     _, sent = understood(body, "chat", MODELS)
-    assert json.loads(sent.decode("utf-8", "surrogatepass"))["prompt"] == "\ud83d"
+    assert json.loads(sent)["prompt"] == "\U0001f600"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,9 @@ def test_text_that_is_half_a_character_goes_through():
         (b'{"model": "chat:vers"}', NotFound, "did you mean chat:verse?"),
         (b'{"model": "x"}', NotFound, "these are: chat, chat:base, chat:verse"),
         (b'{"model": "reviews"}', InputError, "is for text-classification"),
+        # No tokenizer takes it, and in places it was a 500.
+        (b'{"model": "chat", "prompt": "\\ud83d"}', InputError, "half of a character"),
+        (b'{"model": "chat", "stop": {"\\uDE00": 1}}', InputError, "half of a character"),
     ],
 )
 def test_what_cannot_be_understood(body, kind, words):

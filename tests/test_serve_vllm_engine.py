@@ -34,6 +34,7 @@ def test_the_arguments_are_vllms_own():
     assert not AsyncEngineArgs.from_cli_args(none).enable_lora
     assert (taken.enforce_eager, taken.kv_cache_memory_bytes, taken.max_model_len) == (True, 2**28, -1)
     assert (taken.enable_log_requests, taken.disable_log_stats) == (False, True)
+    assert taken.structured_outputs_config.backend == "xgrammar"
     on_gpus = AsyncEngineArgs.from_cli_args(arguments("chat", Path("/models/base"), KEYS, device="cuda"))
     assert (on_gpus.enforce_eager, on_gpus.kv_cache_memory_bytes) == (False, None)
     assert (on_gpus.gpu_memory_utilization, on_gpus.tensor_parallel_size) == (0.5, 2)

@@ -28,11 +28,13 @@ class Address:
     port: int
     path: str
     tls: ssl.SSLContext | None = None
+    name: str = ""
+    """What its certificate must be for, with TLS."""
     socket: str = ""
 
     @classmethod
-    def of(cls, url: str, *, name: str, tls: ssl.SSLContext | None = None) -> Address:
-        """The parts of a URL; `tls` says how a certificate is checked, else as this system does.
+    def of(cls, url: str, *, name: str, trust: tuple[ssl.SSLContext, str] | None = None) -> Address:
+        """The parts of a URL; `trust` says how a certificate is checked and for which name, else as this system does.
 
         Raises InputError, which calls the URL `name`.
         """
@@ -44,8 +46,10 @@ class Address:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{name}: {url} is no HTTP address; write http://HOST:PORT/PATH")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        context = tls or ssl.create_default_context() if parts.scheme == "https" else None
-        return cls(parts.hostname, port, path, context)
+        if parts.scheme == "http":
+            return cls(parts.hostname, port, path)
+        context, known = trust or (ssl.create_default_context(), parts.hostname)
+        return cls(parts.hostname, port, path, context, known)
 
     def request(self, body: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> bytes:
         """A whole POST, to be written as it is, with `headers` beside those that it needs."""
@@ -200,4 +204,7 @@ async def connect(address: Address, done: Done, timeout_s: float) -> Connection:
     async with asyncio.timeout(min(timeout_s, 10)):
         if address.socket:
             return (await loop.create_unix_connection(made, address.socket))[1]
-        return (await loop.create_connection(made, address.host, address.port, ssl=address.tls))[1]
+        name = address.name if address.tls is not None else None
+        return (await loop.create_connection(made, address.host, address.port, ssl=address.tls, server_hostname=name))[
+            1
+        ]

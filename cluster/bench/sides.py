@@ -28,14 +28,14 @@ def side(
     option: str,
     model: str = "",
     key: str = "",
-    tls: ssl.SSLContext | None = None,
+    trust: tuple[ssl.SSLContext, str] | None = None,
 ) -> Side:
     """A server with its requests as they go out. On OpenAI's routes `url` is where /v1 stands, and `model` what the
-    server calls the model; else it is where requests are posted. `key` goes with each, as a bearer's token; `tls` says
-    how its certificate is checked. Raises InputError, naming `option`."""
+    server calls the model; else it is where requests are posted. `key` goes with each, as a bearer's token; `trust`
+    says how its certificate is checked, and for which name. Raises InputError, naming `option`."""
     if bodies.path:
         url = _root(url) + bodies.path
-    address = Address.of(url, name=option, tls=tls)
+    address = Address.of(url, name=option, trust=trust)
     return at(name, url, address, bodies, processes, model=model, headers=bearer(key))
 
 

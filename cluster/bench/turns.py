@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import uvloop
 
+from cluster import tls
 from cluster.bench import machine
 from cluster.bench.connection import Address, Shot, clock, connect
 from cluster.bench.load import MOST, Closed, Open
@@ -105,7 +106,7 @@ async def _turn(side: Side, load: Load, number: int) -> Turn:
     try:
         await loop.prepare()
     except (OSError, TimeoutError) as error:
-        raise InputError(f"{side.name}: {side.url}: no connection: {error or 'timed out'}; is it running?") from None
+        raise _unconnected(side, error) from None
     # What has been made so far stays: the collector looks at what this turn makes, and stops it for no long while.
     gc.freeze()
     before = side.processes.seconds()
@@ -116,6 +117,11 @@ async def _turn(side: Side, load: Load, number: int) -> Turn:
     gc.unfreeze()
     cpu = machine.used(before, after) if after else None
     return Turn(side.name, number, began, wall, shots, cpu, own, machine.load())
+
+
+def _unconnected(side: Side, error: BaseException) -> InputError:
+    refused = f"{side.url}: no connection: {error or 'timed out'}; is it running?"
+    return InputError(f"{side.name}: {tls.fault(error, side.url, side.address.name) or refused}")
 
 
 def _allow(load: Load) -> None:
@@ -136,8 +142,7 @@ def ask_once(side: Side, timeout_s: float = 60.0) -> Shot:
         try:
             connection = await connect(side.address, lambda _, shot: answer.set_result(shot), timeout_s)
         except (OSError, TimeoutError) as error:
-            said = error or "timed out"
-            raise InputError(f"{side.name}: {side.url}: no connection: {said}; is it running?") from None
+            raise _unconnected(side, error) from None
         connection.ask(Shot(0, clock(), keep=True), side.requests[0])
         shot = await answer
         connection.close()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import tasks
-from cluster.bearer import bearer
 from cluster.engine import TASK
 from cluster.errors import ClusterGone, InputError
 from cluster.settings import home
 
 if TYPE_CHECKING:
+    from cluster.connect import Cluster
     from train.data import Prepared
 
 JSON = "application/json"
@@ -79,13 +79,18 @@ def body(task: str, value: Any) -> tuple[bytes, str]:
             return _read(Path(value)), BYTES
 
 
-def address(task: str, url: str) -> str:
-    """Where requests to a model of this task go."""
-    return f"{url}/v1/chat/completions" if task == TASK else url
+def path(task: str, name: str) -> str:
+    """Where requests to a model of this task go, at the gateway."""
+    return f"/models/{name}/v1/chat/completions" if task == TASK else f"/models/{name}"
 
 
-def lines(task: str, url: str, value: Any) -> tuple[str, str]:
-    """A curl line and a Python line that ask a served model for `value`; both work when pasted."""
+def lines(task: str, url: str, value: Any, certificate: str = "") -> tuple[str, str]:
+    """A curl line and a Python line that ask a served model for `value`; both work when pasted. `certificate` is a file
+    that both must trust."""
+    if certificate:
+        curl, python = lines(task, url, value)
+        file = shlex.quote(certificate)
+        return curl.replace("curl -s", f"curl -s --cacert {file}", 1), f"SSL_CERT_FILE={file} {python}"
     if task == TASK:
         return _chat_lines(url, value)
     if tasks.get(task).modality == "vision":
@@ -107,14 +112,16 @@ def _chat_lines(url: str, value: Any) -> tuple[str, str]:
     return curl, f"python -c {shlex.quote(f'from openai import OpenAI; print({call}.choices[0].message.content)')}"
 
 
-def send(url: str, content: bytes, content_type: str, *, token: str = "", timeout_s: float = 120) -> Any:
-    """POST and decode the JSON answer; `token` is the cluster's, which the gateway takes for a key. Raises InputError
-    on a 4xx, ClusterGone where nobody answers."""
+def send(cluster: Cluster, path: str, content: bytes, content_type: str, *, timeout_s: float = 120) -> Any:
+    """POST to the gateway and decode the JSON answer. Raises InputError on a 4xx and where the gateway's certificate is
+    not good, ClusterGone where nobody answers."""
     import httpx
 
+    from cluster.asked import ask
+
+    url = f"{cluster.http_url}{path}"
     try:
-        headers = {"content-type": content_type, **bearer(token)}
-        response = httpx.post(url, content=content, headers=headers, timeout=timeout_s)
+        response = ask(cluster, "POST", path, content=content, content_type=content_type, timeout_s=timeout_s)
     except httpx.HTTPError as error:
         raise ClusterGone(f"{url}: no answer ({error}); `shoal status` says what is running") from None
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -167,13 +166,13 @@ def _rival(spec: Spec, bodies: Bodies, url: str | None, pid: int | None) -> Side
 
 
 def _ours(cluster: Cluster, endpoint: Endpoint, bodies: Bodies, processes: Processes, key: str) -> Side:
+    from cluster import tls
     from cluster.bench import sides
-    from serve.state import trusted
 
     # OpenAI's routes stand at the root, and take the model by name.
-    url = endpoint.url.partition("/models/")[0] if bodies.path else endpoint.url
-    tls = context if isinstance(context := trusted(cluster), ssl.SSLContext) else None
-    return sides.side("shoal", url, bodies, processes, option="url", model=endpoint.name, key=key, tls=tls)
+    url = cluster.http_url if bodies.path else f"{cluster.http_url}/models/{endpoint.name}"
+    trust = (tls.trusting(cluster.listen), tls.name(cluster.listen, url)) if url.startswith("https://") else None
+    return sides.side("shoal", url, bodies, processes, option="url", model=endpoint.name, key=key, trust=trust)
 
 
 @contextlib.contextmanager

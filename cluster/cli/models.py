@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster.bearer import bearer
 from cluster.cli.options import as_json
 from cluster.cli.output import Output, table
 from cluster.errors import InputError, NotFound
@@ -155,13 +154,13 @@ def _endpoint(uri: str) -> str | None:
     import httpx
 
     from cluster import connect
+    from cluster.asked import ask
 
     cluster = connect.running()
     if cluster is None:
         return None
     try:
-        headers = bearer(cluster.token)
-        served = httpx.get(f"{cluster.http_url}/models", headers=headers, timeout=2).raise_for_status().json()
+        served = ask(cluster, "GET", "/models", timeout_s=2).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return None
     return next((model["url"] for model in served if model.get("version") == uri), None)

@@ -42,6 +42,6 @@ def command(model: str, value: str, on: str | None, as_json: bool) -> None:
         raise NotFound(f"{name}: nothing is served here; `shoal up FILE` or `shoal serve FILE` starts it")
     endpoint = find(name, cluster)
     content, content_type = ask.body(endpoint.task, sys.stdin.read() if value == "-" else value)
-    answer = ask.send(ask.address(endpoint.task, endpoint.url), content, content_type, token=cluster.token)
+    answer = ask.send(cluster, ask.path(endpoint.task, endpoint.name), content, content_type)
     with Output(as_json=as_json) as out:
         out.result(answer, json.dumps(answer, indent=2, ensure_ascii=False))

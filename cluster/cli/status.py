@@ -34,7 +34,7 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
             return out.result(*jobs.status(jobs.on_which(on, run or "status"), run))
     from cluster import connect
     from cluster.cli import rollout, scaling
-    from cluster.errors import ClusterGone
+    from cluster.errors import ClusterGone, InputError
     from cluster.registry import Registry
     from cluster.settings import home
     from serve.run import endpoints
@@ -49,7 +49,7 @@ def command(run: str | None, on: str | None, as_json: bool) -> None:
             served = rollout.joined([vars(endpoint) for endpoint in endpoints(cluster)], cluster)
             rollouts = [f"roll-out  {row['name']}: {rollout.words(row['rollout'])}" for row in served if row["rollout"]]
             scaled = scaling.joined(served, cluster)
-        except ClusterGone as error:
+        except (ClusterGone, InputError) as error:
             trouble = str(error)
     runs = [_run(run) for run in Registry().runs(limit=8)] if any(home().glob("mlflow.db")) else []
     value = {

@@ -39,7 +39,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
 
 def run(spec: Spec, out: Output, journal: Journal | None = None) -> dict[str, Any]:
     """All stages of a file. Returns name, url, version, metrics, seconds by stage, and what had been done before."""
-    from cluster import plan, tasks
+    from cluster import plan, tasks, tls
     from cluster.cli import ask, stages
     from cluster.registry import Registry
 
@@ -62,7 +62,8 @@ def run(spec: Spec, out: Output, journal: Journal | None = None) -> dict[str, An
                 stages.evaluate(spec, prepared, trained, registry, out, journal)
                 metrics = (stages.candidate(spec, registry) or registry.version(spec.name, alias="champion")).metrics
             endpoint = stages.serve(spec, cluster, registry, out, journal)
-    curl, python = ask.lines(spec.task, endpoint.url, ask.example(spec.task, prepared))
+    file = tls.needed(cluster.listen, cluster.public_url)
+    curl, python = ask.lines(spec.task, endpoint.url, ask.example(spec.task, prepared), file)
     return {
         "name": spec.name,
         "url": endpoint.url,

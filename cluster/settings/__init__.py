@@ -38,8 +38,12 @@ class Http(Section):
     """Clients whose request takes longer are answered 408; a body may take as long again for every 256 KiB."""
     gateways: Annotated[int, Field(ge=1, le=8)] = 2
     """Gateways that share the work; with two, a request outlives the death of one."""
+    name: Annotated[str, Field(pattern=r"^[0-9A-Za-z:]([0-9A-Za-z.:-]*[0-9A-Za-z:])?$")] | None = None
+    """Name by which clients reach the gateway, for the addresses that it tells; with TLS the certificate must be for
+    it. Left out: the address."""
     certificate: str | None = None
-    """File with the certificate, and those that vouch for it, in PEM: the gateway then speaks HTTPS."""
+    """File with the certificate, and those that vouch for it, in PEM: the gateway then speaks HTTPS. Looked for beside
+    this file; a renewed one is taken up within seconds."""
     key: str | None = None
     """File with the certificate's key, in PEM."""
 
@@ -49,6 +53,12 @@ class Http(Section):
             given, other = ("key", "certificate") if self.certificate is None else ("certificate", "key")
             raise ValueError(f"http.{given}: needs http.{other} beside it")
         return self
+
+    def beside(self, folder: Path) -> Http:
+        """The same, its files found from any working directory: relative ones are meant from `folder`."""
+        files = {key: value for key in ("certificate", "key") if (value := getattr(self, key)) is not None}
+        found = {key: str(folder.absolute() / Path(value).expanduser()) for key, value in files.items()}
+        return self.model_copy(update=found)
 
 
 class RayNode(Section):
@@ -101,7 +111,8 @@ def settings() -> Settings:
         if path.is_file():
             text = read_text(path, remedy="remove it, or write what `shoal schema cluster` describes")
             tree, lines = parse_yaml(text, where=str(path))
-            return build(Settings, {} if tree is None else tree, lines, where=str(path))
+            found = build(Settings, {} if tree is None else tree, lines, where=str(path))
+            return found.model_copy(update={"http": found.http.beside(path.parent)})
     return Settings()
 
 

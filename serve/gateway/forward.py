@@ -1,9 +1,10 @@
 """One request to one of a model's replicas, and its answer back: least in hand first, again elsewhere where that is
 safe, held while no replica is up.
 
-What is safe: a request that no replica has seen is always sent again. One that a replica had when it died is sent once
-more, because answering changes nothing, unless the model's file (serve.idempotent) or the client (x-shoal-retry: never)
-says otherwise. Once: a request that kills its replica takes down two of them, not all (serve.gateway.suspects).
+What is safe: a request that no replica has seen, or none the whole of, is always sent again, as far as its bytes are
+kept. One that a replica had when it died is sent once more, because answering changes nothing, unless the model's file
+(serve.idempotent) or the client (x-shoal-retry: never) says otherwise. Once: a request that kills its replica takes
+down two of them, not all (serve.gateway.suspects).
 """
 
 from __future__ import annotations
@@ -126,8 +127,10 @@ class Forwarder:
                     if self.suspects.struck(errand.mark, errand.application, turn=turn) > 1:
                         load.failed += 1
                         return await poison(errand, self.suspects.seconds_left(errand.mark))
-                if again and body.kept:
+                if body.kept and (again or (body.more and not turn)):
                     return time.monotonic() - began
+                if body.more:  # nothing was done with it yet, and the client has all of it
+                    return await busy(errand, 1)
                 load.failed += 1
                 text = f"{errand.name}: its replica went away; send the request again"
                 return await errand.refuse(errand.send, 502, text, "Unavailable", ())

@@ -100,6 +100,8 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
         raise InputError(f"model: {wanted!r:.80} names no model; GET /v1/models lists them")
     model = find(wanted, models)
     chat_parts.check(request, model)
+    if b"\\ud" in body or b"\\uD" in body:
+        _whole_characters(request)
     changed = request.get("model") != model
     request["model"] = model
     form = request.get("response_format")
@@ -108,6 +110,15 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
         request["response_format"] = {"type": "json_schema", "json_schema": schema}
         changed = True
     return model, json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") if changed else body
+
+
+def _whole_characters(request: dict[str, Any]) -> None:
+    """Raises InputError for half of a surrogate pair, which JSON can write and no text can hold."""
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise InputError(f"{half!r} is half of a character; send both halves, or none") from None
 
 
 def find(name: str, models: Mapping[str, Mapping[str, Any]]) -> str:
