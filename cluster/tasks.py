@@ -11,10 +11,12 @@ import difflib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cluster.errors import InputError
-from cluster.spec import Spec
+
+if TYPE_CHECKING:
+    from cluster.spec import Spec  # every copy of a model reads this table, and none a file
 
 Modality = Literal["text", "vision", "audio", "tabular", "multimodal", "video"]
 
