@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from cluster import weights
 from serve.sizes import arithmetic
@@ -34,13 +35,14 @@ def load(kind: Any, folder: Path, *, device: str, dtype: str) -> Any:
     """The model of a folder, by a transformers Auto class, in eval mode on its device. `dtype` is serve.dtype. Raises
     InputError where the folder holds no sound safetensors weights; nothing in it is run."""
     stored = weights.inspect(folder).dtype
-    model = kind.from_pretrained(
-        folder,
-        use_safetensors=True,
-        dtype=getattr(torch, arithmetic(stored, device=device, dtype=dtype)),
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    with _Unfilled():
+        model = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=getattr(torch, arithmetic(stored, device=device, dtype=dtype)),
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     keep_freed_memory()
     return model.to(device).eval()
 
@@ -89,6 +91,18 @@ class Packed(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights that have no storage yet are not filled with random numbers. It changes nothing, and for such tensors
+    torch imports its compiler to do it, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            tensor = args[0] if args else (kwargs or {}).get("tensor")
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def keep_freed_memory() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 from cluster.errors import InputError
-from cluster.spec import Spec
 from cluster.tasks.row import Task
 from cluster.tasks.rows import ROWS
+
+if TYPE_CHECKING:
+    from cluster.spec import Spec  # every copy of a model reads this table, and none a file
 
 TASKS: dict[str, Task] = {row.name: row for row in ROWS}
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cluster.spec.rollout import Rollout
 from serve.rollout.stats import Stats, floor
+
+if TYPE_CHECKING:
+    from cluster.spec.rollout import Rollout
 
 ALPHA = 0.001
 LEAST_REQUESTS = 10  # before errors are judged

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 from cluster.monitoring.rollout import rolled_back, weigh
-from cluster.spec.rollout import Rollout
 from serve.rollout import entry
 from serve.rollout.judge import Verdict, judge
 from serve.rollout.stats import Stats
@@ -59,6 +58,10 @@ class Watch:
     """All roll-outs of a cluster. All methods belong to one event loop."""
 
     def __init__(self) -> None:
+        # Here and not at the top: every copy of a model knows the Keeper's module, and none has to read files.
+        from cluster.spec.rollout import Rollout
+
+        self.keys = Rollout.model_validate
         self.followed: dict[str, Followed] = {}
 
     def hear(self, gateway: str, told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -107,7 +110,7 @@ class Watch:
 
     def _judge(self, name: str, known: Followed) -> None:
         elapsed = time.time() - known.found["began"]
-        known.verdict = judge(*known.sums(), Rollout.model_validate(known.found["keys"]), elapsed)
+        known.verdict = judge(*known.sums(), self.keys(known.found["keys"]), elapsed)
         if known.verdict.action == "keep":
             return
         state = entry.PROMOTING if known.verdict.action == "promote" else entry.ROLLED_BACK

@@ -40,9 +40,10 @@ class TextClassification:
 
     def setup(self, folder: Path, device: str, dtype: str = "auto") -> None:
         """Load a model folder and run it once. Raises InputError where it holds no sound safetensors weights."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from serve import lean, torch_model
 
-        from serve import torch_model
+        lean.import_transformers()
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         parts.mark("imports")
         self.model = torch_model.load(AutoModelForSequenceClassification, folder, device=device, dtype=dtype)

@@ -31,9 +31,10 @@ class ImageClassification:
 
     def setup(self, folder: Path, device: str, dtype: str = "auto") -> None:
         """Load a model folder and run it once. Raises InputError where it holds no sound safetensors weights."""
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+        from serve import lean, torch_model
 
-        from serve import torch_model
+        lean.import_transformers()
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         self.model = model = torch_model.load(AutoModelForImageClassification, folder, device=device, dtype=dtype)
         self.processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
