@@ -68,7 +68,7 @@ class _Compiler(ModuleType):
     __file__ = None  # pyright: ignore[reportAssignmentType] - inspect asks every module for it
 
     @staticmethod
-    def disable(fn: Callable[..., Any] | None = None, recursive: bool = True, *, reason: str | None = None) -> Any:
+    def disable(fn: Callable[..., Any] | None = None, *arguments: Any, **options: Any) -> Any:
         return fn if fn is not None else _Compiler.disable
 
     @staticmethod

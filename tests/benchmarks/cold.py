@@ -64,7 +64,7 @@ def main() -> None:
 
     runs: dict[str, list[list[list[float]]]] = {side: [] for side in sides}
     for turn in range(arguments.rounds + 1):  # the first, which finds nothing in the page cache, is not counted
-        for side, checkout in sides.items():
+        for side, checkout in sorted(sides.items(), reverse=turn % 2 == 0):  # neither always goes first
             environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", START, str(arguments.folder.resolve())]
             done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
