@@ -193,11 +193,12 @@ def gateway_application(
     public_url: str,
     attempt: int = 0,
     home: Path | None = None,
+    apart: bool = False,
 ) -> dict[str, Any]:
     """The gateway's application: what it knows of the models is `user_config`, which changes without a restart.
     `listen` is where clients are listened to ({host, port}, {certificate, key} with TLS, {name}), `public_url` where
     they reach that; no slash at its end. `home` is where it keeps keys, usage and logs; left out, the $SHOAL_HOME
-    there."""
+    there. `apart`: no two on one node."""
     found = settings()
     http = found.http
     return {
@@ -211,6 +212,7 @@ def gateway_application(
             {
                 "name": "Gateway",
                 "num_replicas": http.gateways,
+                **({"max_replicas_per_node": 1} if apart else {}),
                 # One that leaves finishes what it has in hand, however long the longest may take.
                 "graceful_shutdown_timeout_s": max([60, *(model["timeout_s"] for model in models.values())]) + 15,
                 "graceful_shutdown_wait_loop_s": 0.1,

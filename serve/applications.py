@@ -14,6 +14,7 @@ from filelock import FileLock
 from cluster.bearer import bearer
 from cluster.errors import ClusterGone, RunFailed
 from cluster.serving import GATEWAY, QUIET, gateway_application
+from cluster.settings import settings
 
 if TYPE_CHECKING:
     from cluster.connect import Cluster
@@ -66,7 +67,23 @@ class Change:
             public_url=self.cluster.public_url,
             attempt=self.attempt(GATEWAY),
             home=self.cluster.home,
+            apart=self._apart(),
         )
+
+    def _apart(self) -> bool:
+        """Whether gateways run on a node each: where there are as many nodes as gateways when these are deployed.
+
+        Stays as it was while they do, for another answer starts all of them anew; one whose node is lost waits for the
+        next node then. A new attempt is made beside those that run, on the same nodes.
+        """
+        wanted, before = settings().http.gateways, self.before.get(GATEWAY)
+        if self.failed(GATEWAY):
+            return False
+        if before is not None and before["deployments"][0]["num_replicas"] == wanted:
+            return before["deployments"][0].get("max_replicas_per_node") == 1
+        if wanted == 1 or self.cluster.listen["host"] in ("127.0.0.1", "::1", "localhost"):
+            return False  # nodes of the loopback have one port between them
+        return nodes(self.cluster) >= wanted
 
     def models(self) -> dict[str, Any]:
         """What the gateway knows."""
@@ -106,10 +123,19 @@ def read(cluster: Cluster) -> dict[str, dict[str, Any]]:
     return _ask(cluster, "GET")["applications"]
 
 
-def _ask(cluster: Cluster, method: str, config: dict[str, Any] | None = None) -> Any:
-    """Ask Serve's REST interface. Raises ClusterGone where nobody answers, RunFailed where it refuses."""
+def nodes(cluster: Cluster) -> int:
+    """How many nodes are alive, as Ray's dashboard says."""
+    found = _ask(cluster, "GET", path="nodes?view=summary")["data"]["summary"]
+    return sum(one["raylet"]["state"] == "ALIVE" for one in found)
+
+
+def _ask(
+    cluster: Cluster, method: str, config: dict[str, Any] | None = None, *, path: str = "api/serve/applications/"
+) -> Any:
+    """Ask Serve's REST interface, or the dashboard beside it. Raises ClusterGone where nobody answers, RunFailed where
+    it refuses."""
     headers = bearer(cluster.token)
-    url = f"{cluster.dashboard_url.rstrip('/')}/api/serve/applications/"
+    url = f"{cluster.dashboard_url.rstrip('/')}/{path}"
     try:
         response = httpx.request(method, url, json=config, headers=headers, timeout=60, trust_env=False)
     except httpx.HTTPError as error:

@@ -132,7 +132,11 @@ class Front:
         if self.socket is None:
             host, port = self.listen["host"], self.listen["port"]
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self.socket = socket.create_server((host, port), family=family, backlog=4096)
+            try:
+                self.socket = socket.create_server((host, port), family=family, backlog=4096)
+            except OSError:
+                _end_orphans(self.folder)
+                raise  # it is tried again
         self.renewed = certificate.changed(self.listen)
         pem = certificate.write(self.folder, self.listen)
         file = self.folder / "front.cfg"
@@ -157,7 +161,8 @@ class Front:
             )
         self.process = psutil.Process(self.child.pid)
         self.starts += 1
-        (self.folder / "front.pid").write_text(f"{self.child.pid} {self.process.create_time()}")
+        for name, one in (("front.pid", self.process), ("front.ray", _raylet())):
+            (self.folder / name).write_text(f"{one.pid} {one.create_time()}")
         self._admit(text)
 
     def _admit(self, text: str) -> None:
@@ -229,6 +234,22 @@ def _replace(file: Path, text: str) -> None:
     fresh = file.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(file)
+
+
+def _raylet() -> psutil.Process:
+    """Ray's own process on this node, without which nobody here goes on but HAProxy."""
+    parents = psutil.Process().parents()
+    return next((one for one in parents if one.name() == "raylet"), parents[0])
+
+
+def _end_orphans(own: Path) -> None:
+    """End what HAProxy is left of nodes here whose Ray is gone: the next Ray on this machine is another node, and they
+    would keep the port until they miss their actors (ORPHANED_S)."""
+    for folder in places.others(own):
+        haproxy, raylet = _recorded(folder / "front.pid"), _recorded(folder / "front.ray")
+        if haproxy is not None and raylet is None and (folder / "front.ray").exists():
+            log.warning("HAProxy %d outlived its Ray; it is ended", haproxy.pid)
+            haproxy.kill()
 
 
 def _recorded(file: Path) -> psutil.Process | None:

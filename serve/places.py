@@ -31,6 +31,12 @@ def sockets() -> Path:
     return _private(Path(tempfile.gettempdir()) / f"shoal-{os.getuid()}-{node}")
 
 
+def others(own: Path) -> list[Path]:
+    """The folders of this user's other nodes on this machine, and of those that were."""
+    shared, _, node = own.name.rpartition("-")
+    return [one for one in own.parent.glob(f"{shared}-{'?' * len(node)}") if one != own] if shared else []
+
+
 def secret() -> bytes:
     """What the parts show each other, the same on every node of a cluster: made from Ray's token, where it has one.
 

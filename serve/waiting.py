@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from cluster import attached
 from cluster.errors import InputError, RunFailed
 from cluster.serving import GATEWAY
-from serve.applications import read
+from serve.applications import nodes, read
 from serve.state import state
 
 if TYPE_CHECKING:
@@ -97,11 +97,18 @@ def entered(cluster: Cluster, wait_s: float = 120) -> Cluster:
     if urlsplit(cluster.http_url).hostname in ("127.0.0.1", "::1"):
         return cluster
     end = time.monotonic() + wait_s
-    while (gateway := read(cluster).get(GATEWAY)) and gateway["status"] != "RUNNING" and time.monotonic() < end:
+    while (gateway := read(cluster).get(GATEWAY)) and not _placed(cluster, gateway) and time.monotonic() < end:
         if gateway["status"] == "DEPLOY_FAILED":
             raise RunFailed(f"the gateway did not start: {message_of(gateway)}")
         time.sleep(POLL_S)
     return replace(cluster, http_url=attached.entrance(cluster.dashboard_url, cluster.token).url)
+
+
+def _placed(cluster: Cluster, gateway: dict[str, Any]) -> bool:
+    """Whether the gateways run, but for those that have to wait for a node in place of one that was lost."""
+    config = gateway["deployed_app_config"] or {"deployments": [{}]}
+    wanted = config["deployments"][0].get("num_replicas", 1)
+    return (running := running_replicas(gateway)) > 0 and running >= min(wanted, nodes(cluster))
 
 
 def wait_gateway(cluster: Cluster, name: str, version: str | None, application: str = "", wait_s: float = 120) -> None:

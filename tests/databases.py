@@ -47,13 +47,14 @@ class Program:
 
 
 @contextmanager
-def redis() -> Iterator[Program]:
+def redis(*more: str) -> Iterator[Program]:
+    """On the loopback, and on `more` addresses of this machine."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed (Debian: redis-server)")
     folder = Path(tempfile.mkdtemp())
     port = _free_port()
-    options = {"port": port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": folder}
+    options = {"port": port, "bind": " ".join(("127.0.0.1", *more)), "save": "", "appendonly": "no", "dir": folder}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     server = Program([program, *words, "--requirepass", PASSWORD], port, folder)
     server.uri = f"redis://127.0.0.1:{port}/0"

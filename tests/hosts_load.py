@@ -12,6 +12,8 @@ import httpx
 from hosts_netns import HTTP, Hosts
 from test_cluster_submit_jobs import Desk
 
+from cluster.serving import GATEWAY
+
 ROW = {"sepal length": [5.1], "sepal width": [3.5], "petal length": [1.4], "petal width": [0.2]}
 HELD_UP_S = 1.0  # a request that takes longer felt what happened
 
@@ -91,6 +93,14 @@ class Served:
 
     def replicas(self) -> list[dict[str, Any]]:
         return [one for one in self.state()["replicas"] if one["application"] == "flowers"]
+
+    def gateways(self) -> list[str]:
+        """The addresses of the hosts that have one that runs."""
+        token = {"Authorization": f"Bearer {self.hosts.token_file.read_text()}"}
+        url = f"{self.hosts.url}/api/serve/applications/"
+        told = httpx.get(url, headers=token, trust_env=False, timeout=30).json()["applications"][GATEWAY]
+        replicas = told["deployments"]["Gateway"]["replicas"]
+        return sorted(one["node_ip"] for one in replicas if one["state"] == "RUNNING")
 
     def again(self) -> int:
         """How many requests have been sent to a second replica so far."""

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from submit_ray import BIN, outside, wait_for_nodes
@@ -56,12 +57,22 @@ class Hosts:
     """A Ray cluster of `count` hosts, of which the first is the head; numbers of hosts begin with 1.
 
     `home` is the $SHOAL_HOME that all of them share, `env` the environment of a user at a machine outside, who has the
-    token in `token_file` and the dashboard at `url`; `inside` that of a program on one of the hosts.
+    token in `token_file` and the dashboard at `url`; `inside` that of a program on one of the hosts, with `more`.
+    `outer` is where all of them reach what this machine itself listens on.
     """
 
-    def __init__(self, folder: Path, *, count: int = 3, cpus: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        count: int = 3,
+        cpus: int = 2,
+        head_cpus: int | None = None,
+        more: Callable[[str], dict[str, str]] = lambda outer: {},
+    ) -> None:
         sweep()
-        self.count, self._cpus = count, cpus
+        self.count = count
+        self._cpus = dict.fromkeys(range(1, count + 1), cpus) | ({} if head_cpus is None else {1: head_cpus})
         self.folder, self.home, self.token_file = folder, folder / "shared-home", folder / "its-token"
         self.home.mkdir(parents=True)
         self.token_file.write_text(secrets.token_hex(32))
@@ -71,6 +82,7 @@ class Hosts:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._mark = f"sh-{self.scratch.name.removeprefix(MARK)[:6]}"
         self._net = _free_net()
+        self.outer = f"{self._net}.254"
         self.env = outside(self.token_file)
         self.inside = {
             **self.env,
@@ -81,8 +93,10 @@ class Hosts:
         }
         self.url = f"http://{self.address(1)}:{DASHBOARD}"
         self._rays: dict[int, subprocess.Popen[bytes]] = {}
+        self._starting: set[int] = set()
         try:
             self._build()
+            self.inside |= more(self.outer)
             self.start(1)
             self.wait(1)
             for number in range(2, count + 1):
@@ -100,12 +114,16 @@ class Hosts:
         return ["ip", "netns", "exec", self._name(number), *words]
 
     def start(self, number: int) -> None:
-        """Start Ray on a host, as the one who looks after its services would."""
+        """Start Ray on a host, as the one who looks after its services would; a head has an empty disk, as in a pod."""
+        self._starting.add(number)
+        if number == 1:
+            shutil.rmtree(self.scratch / "1", ignore_errors=True)
         here = self.address(number)
-        words = [f"--node-ip-address={here}", f"--num-cpus={self._cpus}", "--object-store-memory=100000000"]
+        words = [f"--node-ip-address={here}", f"--num-cpus={self._cpus[number]}", "--object-store-memory=100000000"]
         words += [f"--temp-dir={self.scratch}/{number}", "--disable-usage-stats", "--block"]
         if number == 1:
             words += ["--head", f"--port={GCS}", f"--dashboard-host={here}", f"--dashboard-port={DASHBOARD}"]
+            words += [f"--redis-password={self.inside.get('RAY_REDIS_PASSWORD', '')}"]  # `ray start` reads no variable
         else:
             words += [f"--address={self.address(1)}:{GCS}"]
         env = {key: value for key, value in self.inside.items() if key != "RAY_ADDRESS"}
@@ -119,11 +137,19 @@ class Hosts:
                 start_new_session=True,
             )
 
-    def wait(self, nodes: int, patience_s: float = 120) -> float:
+    def wait(self, nodes: int, patience_s: float = 180) -> float:
         """Until Ray counts so many nodes alive, no more and no less; the seconds it took."""
         began = time.monotonic()
-        wait_for_nodes(self.url, self.token_file, nodes, self.folder, patience_s)
-        return time.monotonic() - began
+        while (spent := time.monotonic() - began) < patience_s:
+            with contextlib.suppress(TimeoutError):
+                wait_for_nodes(self.url, self.token_file, nodes, self.folder, min(10, patience_s - spent))
+                self._starting.clear()
+                return time.monotonic() - began
+            # `ray start` gives its own processes half a minute: not enough on a machine that is busy.
+            for number in [one for one in self._starting if self._rays[one].poll() is not None]:
+                self.kill(number)
+                self.start(number)
+        raise TimeoutError(f"not {nodes} nodes: {[log.read_text() for log in self.folder.glob('ray-*.log')]}")
 
     def cut(self, number: int) -> None:
         """Take a host's cable out."""
@@ -145,10 +171,11 @@ class Hosts:
         _run("tc", "qdisc", "del", "dev", self._name(number), "root")
         _run(*self.command(number, "tc", "qdisc", "del", "dev", "eth0", "root"))
 
-    def kill(self, number: int) -> int:
-        """End all that runs on a host at once; how many processes it was."""
+    def kill(self, number: int, *, but: str | None = None) -> int:
+        """End all that runs on a host at once, `but` what is called so; how many processes it was."""
+        self._starting.discard(number)
         killed = 0
-        while found := processes(self._name(number)):
+        while found := processes(self._name(number), but=but):
             for process in found:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -192,7 +219,7 @@ class Hosts:
 
     def _build(self) -> None:
         _ip("link", "add", self._mark, "type", "bridge")
-        _ip("address", "add", f"{self._net}.254/24", "dev", self._mark)
+        _ip("address", "add", f"{self.outer}/24", "dev", self._mark)
         _ip("link", "set", self._mark, "up")
         for number in range(1, self.count + 1):
             name = self._name(number)
@@ -205,9 +232,9 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[Hosts]:
-    """Three hosts, removed at the end; nothing of them is left."""
-    hosts = Hosts(folder)
+def cluster(folder: Path, **options: Any) -> Iterator[Hosts]:
+    """Three hosts, or what the options of Hosts say, removed at the end; nothing of them is left."""
+    hosts = Hosts(folder, **options)
     try:
         yield hosts
     finally:
@@ -227,13 +254,13 @@ def sweep() -> None:
             continue  # in use
 
 
-def processes(namespace: str) -> list[psutil.Process]:
-    """What runs in a namespace: the kernel knows, whatever they call themselves."""
+def processes(namespace: str, *, but: str | None = None) -> list[psutil.Process]:
+    """What runs in a namespace, `but` what is called so: the kernel knows, whatever they call themselves."""
     found = []
     for word in _ip("netns", "pids", namespace).split():
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(int(word))
-            if process.status() != psutil.STATUS_ZOMBIE:
+            if process.status() != psutil.STATUS_ZOMBIE and process.name() != but:
                 found.append(process)
     return found
 

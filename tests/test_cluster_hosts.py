@@ -22,7 +22,7 @@ import httpx
 import pytest
 import train_tiny
 from hosts_load import ROW, Felt, Load, Served, felt
-from hosts_netns import Hosts
+from hosts_netns import HTTP, Hosts
 from hosts_run import Fault, Run, lost
 from test_cluster_submit_jobs import Desk
 
@@ -194,6 +194,7 @@ def test_what_is_served_from_outside_is_asked_and_looked_at_from_outside(desk: D
     run = next(one["run"] for one in told["runs"] if one["verb"] == "up")
     assert '"stage": "serve flowers"' in desk.shoal("logs", run, "--on", "other")[0]
     assert len({one["host"] for one in served.replicas()}) == 3
+    assert len(served.gateways()) == len(set(served.gateways())) == 2
 
 
 def test_a_replica_on_the_network_answers_nobody_without_the_secret(hosts: Hosts, served: Served):
@@ -263,3 +264,12 @@ def test_requests_on_a_host_that_is_cut_off_go_elsewhere_in_seconds(faults: dict
     for event in ("a cable out for a second", "a host cut off", "it is back", "a host killed"):
         assert faults[event].longest < 15
         assert faults[event].over < 15
+
+
+def test_gateways_still_have_a_host_each(faults: dict[str, Felt], served: Served):
+    end = time.monotonic() + 120
+    while len(served.gateways()) != 2 and time.monotonic() < end:
+        time.sleep(0.5)
+    assert len(set(served.gateways())) == 2
+    for address in served.gateways():
+        assert httpx.get(f"http://{address}:{HTTP}/-/healthz", trust_env=False).status_code == 200

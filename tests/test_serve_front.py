@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 
 import httpx
+import psutil
 import pytest
 from certificates import make
 
@@ -218,3 +221,37 @@ def test_the_next_life_finds_haproxy_and_an_orphan_ends_by_itself(folder, monkey
         assert (two.pid(), two.starts) == (orphan, 0)
         two.abandon()
         assert until(lambda: not two.pid(), 15)
+
+
+def test_an_haproxy_that_outlived_its_ray_leaves_the_port_to_the_next(folder, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        listen = {"host": "127.0.0.1", "port": probe.getsockname()[1]}
+    before, after = folder / "shoal-0-before", folder / "shoal-0-aftert"
+    before.mkdir()
+    after.mkdir()
+    code = (
+        "import pathlib, time; from serve import front, places\n"
+        f"places.sockets = lambda: pathlib.Path({str(before)!r})\n"
+        f"front.Front({listen}); time.sleep(60)"
+    )
+    # As Ray has it, the actor is another process's child.
+    parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]]); time.sleep(60)"
+    words = [sys.executable, "-c", parent, code]
+    with subprocess.Popen(words) as ray, contextlib.ExitStack() as stack:
+        stack.callback(ray.kill)
+        assert until(lambda: (before / "front.ray").exists(), 20)
+        left = psutil.Process(int((before / "front.pid").read_text().split()[0]))
+        stack.enter_context(contextlib.suppress(psutil.NoSuchProcess))
+        stack.callback(left.kill)
+        for actor in set(psutil.Process(ray.pid).children()) - {left}:
+            actor.kill()
+        monkeypatch.setattr(places, "sockets", lambda: after)
+        made = Front(listen)
+        stack.callback(made.end)
+        assert "in use" in made.ready(3)  # its Ray is there, and will start another actor
+        assert left.is_running()
+        ray.kill()
+        ray.wait()
+        assert made.ready(10) == ""
+        assert made.pid() != left.pid
+        assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
