@@ -140,6 +140,33 @@ def test_what_was_not_sent_goes_elsewhere_whatever_is_forbidden(tmp_path):
     run(main)
 
 
+def test_a_body_that_no_replica_lived_to_have_goes_elsewhere_as_far_as_it_is_kept(tmp_path):
+    async def ended(parts, read):
+        """Of so many parts, a megabyte each, one replica dies when it has read so much."""
+
+        async def dies_of(server, reader, writer):
+            await reader.readexactly(read)
+            server.requests.append(b"")
+            writer.transport.abort()
+
+        content = [b"a" * 1_000_000] * parts
+        async with serving(dies_of, tmp_path / f"d{parts}") as bad, serving(answers, tmp_path / f"g{parts}") as good:
+            way = forwarder(entry("bad", bad.path), entry("good", good.path))
+            way.directory.replicas["a"]["good"].ongoing = 1
+            # Nothing was done with it, so that it does not matter whether it may be done twice.
+            client = Client(way, chunks=content, idempotent=False)
+            status = await client.go()
+            assert (len(bad.requests), way.load("a").failed) == (1, 0)
+            assert good.requests == ([b"".join(content)] if status == 200 else [])
+            return status, client.retry_after
+
+    async def main():
+        assert await ended(7, 5_000_000) == (200, None)
+        assert await ended(14, 10_000_000) == (429, b"1")
+
+    run(main)
+
+
 def test_a_replica_at_the_address_of_another_is_not_asked_for_it(tmp_path):
     """The head names who is meant; see Host.answer for the other side."""
     heads = []

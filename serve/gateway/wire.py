@@ -129,6 +129,8 @@ class Connection(asyncio.Protocol):
                 if chunk:
                     self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
                 await self.writable.wait()
+                if answer.ended:
+                    return  # it went away: no more is taken from the client for it
             self.transport.write(b"0\r\n\r\n")
             self.uploaded = True
 
