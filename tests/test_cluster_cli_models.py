@@ -113,7 +113,6 @@ def test_show_goes_from_data_to_endpoint() -> None:
 def test_show_finds_the_endpoint_of_exactly_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
     import http.server
     import threading
-    from dataclasses import dataclass
 
     from cluster import connect
 
@@ -130,15 +129,13 @@ def test_show_finds_the_endpoint_of_exactly_this_version(monkeypatch: pytest.Mon
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    @dataclass
-    class Running:
-        http_url: str
-        token: str = ""
-
     server = http.server.HTTPServer(("127.0.0.1", 0), Gateway)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(connect, "running", lambda: Running(f"http://127.0.0.1:{server.server_port}"))
+    url = f"http://127.0.0.1:{server.server_port}"
+    listen = {"host": "127.0.0.1", "port": server.server_port}
+    running = connect.Cluster("127.0.0.1:1", "", url, listen=listen, home=Path(), token="")
+    monkeypatch.setattr(connect, "running", lambda: running)
     try:
         assert result("show", "reviews/2")["endpoint"] == "http://x/models/reviews"
         assert result("show", "reviews/1")["endpoint"] is None
