@@ -15,6 +15,8 @@ import pytest
 import serve_tiny as tiny
 from test_cluster_cli import shoal
 
+from cluster.cli import main
+
 pytestmark = pytest.mark.slow
 SHORT = ("--rounds", "3", "--seconds", "1", "--concurrent", "8")
 
@@ -48,13 +50,10 @@ def place(tmp_path_factory):
         shoal("down", home=folder / "home")
 
 
-def bench(folder, *words, **env):
-    return shoal("bench", "serve", str(folder / "reviews.yaml"), *words, home=folder / "home", env=env)
-
-
 def test_a_model_that_is_not_served_is_served_for_the_run_and_compared(place):
     folder, url = place
-    done = bench(folder, *SHORT, "--against", url, "--json")
+    words = ("bench", "serve", str(folder / "reviews.yaml"), *SHORT, "--against", url, "--json")
+    done = shoal(*words, home=folder / "home")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     ours, theirs = result["sides"]
@@ -82,12 +81,22 @@ def test_a_model_that_is_not_served_is_served_for_the_run_and_compared(place):
     assert (status["cluster"], status["endpoints"]) == (None, [])
 
 
-def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place):
+def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place, capsys, monkeypatch):
     folder, _ = place
+    monkeypatch.setenv("SHOAL_HOME", str(folder / "home"))
+
+    def bench(*words):
+        """The same in this process, which has imported everything."""
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(["bench", "serve", str(folder / "reviews.yaml"), *words])
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(left.value.code or 0), said.out, said.err)
+
     (folder / "home" / "cluster.yaml").write_text("access: {keys: required}\n")
     up = shoal("serve", str(folder / "reviews.yaml"), home=folder / "home")
     assert up.returncode == 0, up.stderr
-    done = bench(folder, "--rounds", "1", "--seconds", "1", "--rate", "40", "--output", str(folder / "out"))
+    done = bench("--rounds", "1", "--seconds", "1", "--rate", "40", "--output", str(folder / "out"))
     assert done.returncode == 0, done.stderr
     assert "40 a second, open loop" in done.stdout
     assert "page: file://" in done.stdout
@@ -96,7 +105,7 @@ def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place
     # One in three is refused: told of, and the exit code says so.
     asks = folder / "asks.jsonl"
     asks.write_text('{"inputs": "a"}\n{"inputs": "b"}\n{"input": "c"}\n')
-    failed = bench(folder, "--rounds", "1", "--seconds", "1", "--requests-file", str(asks), "--json")
+    failed = bench("--rounds", "1", "--seconds", "1", "--requests-file", str(asks), "--json")
     assert failed.returncode == 1, failed.stderr
     result = json.loads(failed.stdout.splitlines()[-1])
     (one,) = result["sides"]
@@ -104,17 +113,19 @@ def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place
     assert result["failed"]
 
     # The cluster's own token opened the gateway until now; a key that is given is the one that is used.
-    stranger = bench(folder, SHOAL_API_KEY="shoal_wrong")
+    monkeypatch.setenv("SHOAL_API_KEY", "shoal_wrong")
+    stranger = bench()
+    monkeypatch.delenv("SHOAL_API_KEY")
     assert stranger.returncode == 1
     assert "the first request failed: 401" in stranger.stderr
     assert "keys are read from SHOAL_API_KEY" in stranger.stderr
 
     # What would change what is served is not done behind one's back; and it is still there.
-    changed = bench(folder, "serve.max_batch_size=4")
+    changed = bench("serve.max_batch_size=4")
     assert changed.returncode == 2
     assert "being served already" in changed.stderr
     asks.write_text('{"input": "c"}\n')
-    refused = bench(folder, "--requests-file", str(asks))
+    refused = bench("--requests-file", str(asks))
     assert refused.returncode == 1
     assert "the first request failed: 400" in refused.stderr
     assert "has no `inputs`" in refused.stderr

@@ -35,7 +35,7 @@ name: steady
 task: text-classification
 model: ./bert
 data: {train: steady.csv}
-train: {epochs: 12, batch_size: 6, learning_rate: 2e-4, workers: 3, max_failures: 4}
+train: {epochs: 8, batch_size: 6, learning_rate: 2e-4, workers: 3, max_failures: 4}
 """
 SHORT = {"epochs": 2, "batch_size": 6, "learning_rate": 2e-4}
 
@@ -87,7 +87,7 @@ def story(hosts: Hosts, desk: Desk) -> Story:
 
         # Another is slowed: every step has to wait for its gradients. Meanwhile the first one comes back.
         slowed, seen, since = run.somewhere(), len(run.told), time.monotonic()
-        hosts.slow(slowed, kbit=2000)
+        hosts.slow(slowed, kbit=4000)
         back = hosts.ended(gone)
         hosts.start(gone)
         at, event = run.until(lambda event: "metrics" in event, since=since)
@@ -121,7 +121,7 @@ def show(story: Story) -> None:
     for name, fault in (("cut off", story.cut), ("killed", story.killed)):
         parts = f"{fault.seen:8.1f} {fault.restarted:11.1f} {fault.step:10.1f} {fault.whole:10.1f}"
         print(f"{name:10} {parts} {fault.again * 6:11}")
-    print(f"slowed to 2 Mbit/s: {story.fast:.0f} steps a second become {story.slow:.1f}")
+    print(f"slowed to 4 Mbit/s: {story.fast:.0f} steps a second become {story.slow:.1f}")
     print(f"brought back: the old node's end and a new one's start {story.back:.1f} s")
 
 
@@ -133,7 +133,7 @@ def test_a_run_outlives_the_loss_of_two_hosts_and_ends_as_on_one(desk: Desk, sto
     run = Registry(f"sqlite:///{desk.ray.home}/mlflow.db").run(result["run"])
     assert run.status == "FINISHED"
     assert int(run.tags["shoal.resumed_at"]) > 0
-    alone = one_host(desk, Path(result["model"]), tmp_path, epochs=12, batch_size=6, learning_rate=2e-4)
+    alone = one_host(desk, Path(result["model"]), tmp_path, epochs=8, batch_size=6, learning_rate=2e-4)
     assert result["metrics"]["step"] == alone["step"]
     assert result["metrics"]["validation/loss"] == pytest.approx(alone["validation/loss"], abs=1e-4)
 
