@@ -96,7 +96,7 @@ def served(cluster, folders):
 
 
 class Asking:
-    """Clients that ask without a pause: what each was answered, by version, and what failed."""
+    """Clients that ask again and again: what each was answered, by version, and what failed."""
 
     def __init__(self, url, clients):
         self.seen = {client: collections.Counter() for client in range(clients)}
@@ -114,7 +114,7 @@ class Asking:
                     self.seen[client][answer.headers["x-shoal-version"]] += 1
                 else:
                     self.failed.append(answer.text)
-                time.sleep(0.01)
+                time.sleep(0.05)  # new versions need a processor to start on
 
 
 @contextlib.contextmanager
