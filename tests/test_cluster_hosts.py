@@ -87,7 +87,7 @@ def story(hosts: Hosts, desk: Desk) -> Story:
 
         # Another is slowed: every step has to wait for its gradients. Meanwhile the first one comes back.
         slowed, seen, since = run.somewhere(), len(run.told), time.monotonic()
-        hosts.slow(slowed, kbit=4000)
+        hosts.slow(slowed, kbit=2000)
         back = hosts.ended(gone)
         hosts.start(gone)
         at, event = run.until(lambda event: "metrics" in event, since=since)
@@ -121,7 +121,7 @@ def show(story: Story) -> None:
     for name, fault in (("cut off", story.cut), ("killed", story.killed)):
         parts = f"{fault.seen:8.1f} {fault.restarted:11.1f} {fault.step:10.1f} {fault.whole:10.1f}"
         print(f"{name:10} {parts} {fault.again * 6:11}")
-    print(f"slowed to 4 Mbit/s: {story.fast:.0f} steps a second become {story.slow:.1f}")
+    print(f"slowed to 2 Mbit/s: {story.fast:.0f} steps a second become {story.slow:.1f}")
     print(f"brought back: the old node's end and a new one's start {story.back:.1f} s")
 
 
