@@ -26,7 +26,7 @@ from cluster.embedded import State
 from cluster.errors import InputError
 from cluster.guard import terminable, terminate, undisturbed, watched
 from cluster.progress import Progress, silent
-from cluster.serving import hosted, listening
+from cluster.serving import hosted, listening, reachable
 from cluster.settings import Settings, home, settings
 
 NAMESPACE = "shoal"
@@ -141,11 +141,10 @@ def _clean(folder: Path) -> bool:
 
 
 def _cluster(folder: Path, state: State, *, started: bool) -> Cluster:
-    reachable = embedded.reachable(state.http_host)
     return Cluster(
         address=state.address,
         dashboard_url=state.dashboard_url,
-        http_url=f"{state.scheme}://{hosted(reachable)}:{state.http_port}",
+        http_url=f"{state.scheme}://{hosted(reachable(state.http_host))}:{state.http_port}",
         listen=listening(settings().http, state.http_host, state.http_port),
         home=folder,
         token=(folder / embedded.TOKEN).read_text(),

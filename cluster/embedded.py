@@ -21,7 +21,7 @@ from cluster import ports, processes, tls
 from cluster.errors import InputError, RunFailed
 from cluster.guard import undisturbed
 from cluster.progress import Progress, silent
-from cluster.serving import SERVING, listening
+from cluster.serving import SERVING, listening, reachable
 from cluster.settings import Settings
 from cluster.settings.access import checked
 
@@ -139,11 +139,6 @@ def clean(home: Path, root: Path) -> int:
     for name in ("cluster.json", "cluster.json.new", TOKEN):
         (home / name).unlink(missing_ok=True)
     return count
-
-
-def reachable(host: str) -> str:
-    """Where this machine reaches what listens on a host."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def scratch_folder(home: Path) -> Path:

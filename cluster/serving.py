@@ -36,6 +36,11 @@ def listening(http: Http, host: str, port: int) -> dict[str, Any]:
     return listen
 
 
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens on a host."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
 def hosted(host: str) -> str:
     """A host as it stands in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host

@@ -24,6 +24,7 @@ import psutil
 from cluster import tls
 from cluster.attached import ANYWHERE
 from cluster.errors import InputError, RunFailed
+from cluster.serving import reachable
 from serve import certificate, control, places
 from serve.haproxy import LEASE, MAX_CONNECTIONS, answers, configuration
 
@@ -57,7 +58,7 @@ class Front:
         while time.monotonic() < end:
             if self._alive():
                 try:
-                    socket.create_connection((self._reachable(), self.listen["port"]), timeout=1).close()
+                    socket.create_connection((reachable(self.listen["host"]), self.listen["port"]), timeout=1).close()
                     return ""
                 except OSError as error:
                     self.trouble = self.trouble or str(error)
@@ -110,10 +111,6 @@ class Front:
         """Look after it no more, as when this process was killed."""
         self.ended.set()
         self.watching.join()
-
-    def _reachable(self) -> str:
-        host: str = self.listen["host"]
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
     def _alive(self) -> bool:
         if self.child is not None:

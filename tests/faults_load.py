@@ -64,35 +64,20 @@ def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, te
             began = time.monotonic()
             try:
                 async with session.post(url, data=body, headers=headers, ssl=context) as answer:
-                    text = await answer.read()
-                    seen.statuses[answer.status] += 1
-                    if answer.status == 200:
-                        told = json.loads(text)
-                        seen.pids[told["pid"]] += 1
-                        if told["id"] != key or told["size"] != len(body):
-                            seen.wrong.append(told)
+                    if await _answered(seen, answer, key, len(body)):
                         seen.ended.append(time.monotonic())
                         seen.took.append(time.monotonic() - began)
                     else:
-                        seen.failed.append((answer.status, text[:200]))
-                        assert answer.status != 429 or "retry-after" in answer.headers
                         await asyncio.sleep(0.05)
             except aiohttp.ClientPayloadError as error:  # it had begun
                 seen.statuses["cut"] += 1
                 seen.failed.append(("", repr(error)))
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-                seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
-                seen.failed.append(("", repr(error)))
+                _unanswered(seen, error)
             seen.ids.append(key)
             await asyncio.sleep(random.uniform(0, 2 * pause))  # so that they do not keep step
 
-    async def main():
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(timeout)) as session:
-            await asyncio.gather(*(one(session) for _ in range(concurrent)))
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
+    thread = _clients(one, concurrent, timeout)
     try:
         yield seen
     finally:
@@ -124,21 +109,44 @@ def uploads(url, *, size, first, concurrent=6, headers=None, timeout=60):
         began = time.monotonic()
         try:
             async with session.post(url, data=parts(), headers=given) as answer:
-                text = await answer.read()
-                seen.statuses[answer.status] += 1
-                if answer.status == 200:
-                    told = json.loads(text)
-                    seen.pids[told["pid"]] += 1
-                    if told["id"] != key or told["size"] != size:
-                        seen.wrong.append(told)
-                else:
-                    seen.failed.append((answer.status, text[:200]))
-                    assert answer.status != 429 or "retry-after" in answer.headers
+                await _answered(seen, answer, key, size)
         except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
-            seen.failed.append(("", repr(error)))
+            _unanswered(seen, error)
         seen.ended.append(time.monotonic())
         seen.took.append(time.monotonic() - began)
+
+    thread = _clients(one, concurrent, timeout)
+    try:
+        for _ in range(concurrent):
+            assert out.acquire(timeout=20)
+        yield seen
+    finally:
+        rest.set()
+        thread.join()
+
+
+async def _answered(seen, answer, key, size):
+    """Note an answer, and whether it is a good one."""
+    text = await answer.read()
+    seen.statuses[answer.status] += 1
+    if answer.status == 200:
+        told = json.loads(text)
+        seen.pids[told["pid"]] += 1
+        if told["id"] != key or told["size"] != size:
+            seen.wrong.append(told)
+        return True
+    seen.failed.append((answer.status, text[:200]))
+    assert answer.status != 429 or "retry-after" in answer.headers
+    return False
+
+
+def _unanswered(seen, error):
+    seen.statuses["reset" if not isinstance(error, TimeoutError) else "timeout"] += 1
+    seen.failed.append(("", repr(error)))
+
+
+def _clients(one, concurrent, timeout):
+    """A thread in which so many of `one(session)` run, started."""
 
     async def main():
         connector = aiohttp.TCPConnector(limit=0)
@@ -147,13 +155,7 @@ def uploads(url, *, size, first, concurrent=6, headers=None, timeout=60):
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
-    try:
-        for _ in range(concurrent):
-            assert out.acquire(timeout=20)
-        yield seen
-    finally:
-        rest.set()
-        thread.join()
+    return thread
 
 
 def executions(log):

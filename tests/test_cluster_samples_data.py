@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from samples_real import fetch_or_skip
 
 from cluster import samples
 from cluster.errors import RunFailed
@@ -179,18 +180,7 @@ def test_digits_and_their_model(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_real_packages(tmp_path: Path) -> None:
     """By the ordinary clients, where this machine reaches an index (or has the downloads in samples/)."""
-    here = Path(__file__).parent.parent / "samples" / ".downloads"
-    if here.is_dir():
-        (tmp_path / ".downloads").mkdir()
-        for file in here.iterdir():
-            if file.is_file():
-                os.symlink(file, tmp_path / ".downloads" / file.name)
-    try:
-        samples.fetch(["minilm", "spam"], into=tmp_path)
-    except RunFailed as error:
-        if "could not fetch" in str(error) or "is not installed" in str(error):
-            pytest.skip(str(error))
-        raise
+    fetch_or_skip(["minilm", "spam"], tmp_path)
     from cluster.weights import inspect
 
     assert inspect(tmp_path / "models" / "minilm").parameters == 22_713_728

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from samples_real import fetch_or_skip
 from test_cluster_samples_data import tarball
 
-from cluster import samples
 from cluster.errors import RunFailed
 from cluster.progress import silent
 from cluster.samples import language
@@ -108,18 +107,7 @@ def test_wheels_that_hold_something_else_and_no_reader(tmp_path: Path, monkeypat
 def test_the_real_packages(tmp_path: Path) -> None:
     """By the ordinary clients, where this machine reaches an index (or has the downloads in samples/)."""
     pytest.importorskip("gguf")
-    here = Path(__file__).parent.parent / "samples" / ".downloads"
-    if here.is_dir():
-        (tmp_path / ".downloads").mkdir()
-        for file in here.iterdir():
-            if file.is_file():
-                os.symlink(file, tmp_path / ".downloads" / file.name)
-    try:
-        samples.fetch(["definitions", "smollm2"], into=tmp_path)
-    except RunFailed as error:
-        if "could not fetch" in str(error) or "is not installed" in str(error):
-            pytest.skip(str(error))
-        raise
+    fetch_or_skip(["definitions", "smollm2"], tmp_path)
     train, test = (chats(tmp_path / "data" / "definitions" / f"{name}.jsonl") for name in ("train", "test"))
     assert (len(train), len(test)) == (3000, 300)
     assert not set(train) & set(test)

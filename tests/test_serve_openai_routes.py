@@ -103,6 +103,7 @@ def test_a_character_in_two_halves_goes_through():
         # No tokenizer takes it, and in places it was a 500.
         (b'{"model": "chat", "prompt": "\\ud83d"}', InputError, "half of a character"),
         (b'{"model": "chat", "stop": {"\\uDE00": 1}}', InputError, "half of a character"),
+        (b'{"model": "chat", "prompt": "\xed\xa0\xbd"}', InputError, "half of a character"),
     ],
 )
 def test_what_cannot_be_understood(body, kind, words):

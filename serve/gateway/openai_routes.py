@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from serve.gateway.app import Gateway
 
 PARSED_BYTES = 8 << 20  # two million tokens of text, and more
+_HALVES = (b"\\ud", b"\\uD", b"\xed")  # with which half of a surrogate pair begins, written out or as it is
 GENERATE = ("/v1/chat/completions", "/v1/completions")
 _HERE = "POST /v1/chat/completions and /v1/completions, GET /v1/models and /v1/models/ID are"
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -100,7 +101,7 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
         raise InputError(f"model: {wanted!r:.80} names no model; GET /v1/models lists them")
     model = find(wanted, models)
     chat_parts.check(request, model)
-    if b"\\ud" in body or b"\\uD" in body:
+    if any(mark in body for mark in _HALVES):
         _whole_characters(request)
     changed = request.get("model") != model
     request["model"] = model
@@ -109,7 +110,7 @@ def understood(body: bytes, name: str, models: Mapping[str, Mapping[str, Any]]) 
         schema = {"name": "answer", "schema": form["value"]}
         request["response_format"] = {"type": "json_schema", "json_schema": schema}
         changed = True
-    return model, json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogatepass") if changed else body
+    return model, json.dumps(request, ensure_ascii=False).encode() if changed else body
 
 
 def _whole_characters(request: dict[str, Any]) -> None:
