@@ -230,7 +230,7 @@ def test_a_full_queue_is_429_with_retry_after_and_never_503(served, cluster, fol
                 async with session.post(served["reviews"], json={"inputs": ["word " * 500] * 64}) as answer:
                     statuses[answer.status] += 1
                     if answer.status == 429:
-                        assert answer.headers["retry-after"] == "1"
+                        assert 1 <= int(answer.headers["retry-after"]) <= 60
                         assert (await answer.json())["error_type"] == "Overloaded"
 
             await asyncio.gather(*(one() for _ in range(24)))
