@@ -6,8 +6,9 @@ A file may come from anyone, so only types of scikit-learn, NumPy and SciPy that
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import BadZipFile, ZipFile
 
 from cluster.errors import InputError
@@ -21,12 +22,14 @@ _NEVER = ("sklearn.externals.", "sklearn.datasets.", "sklearn.utils.", "sklearn.
 _MAX_RATIO = 50
 _MAX_FREE_BYTES = 256 * 2**20
 
+# Where scikit-learn speaks to torch, for arrays of torch's.
+_BRIDGE = "sklearn.externals.array_api_compat.torch"
+
 
 def load_skops(path: Path) -> Any:
     """The object in a skops file. Raises InputError where the file is missing, is none, is a zip bomb, or names a type
     outside scikit-learn, NumPy and SciPy."""
-    import skops.io
-
+    skops = _skops()
     if not path.is_file():
         raise InputError(f"{path}: no such file; a tabular model's folder holds model.skops")
     try:
@@ -34,12 +37,12 @@ def load_skops(path: Path) -> Any:
             size = sum(member.file_size for member in archive.infolist())
         if size > max(_MAX_FREE_BYTES, _MAX_RATIO * path.stat().st_size):
             raise InputError(f"{path}: unpacks to {size} bytes from {path.stat().st_size}; refused as a zip bomb")
-        strange = skops.io.get_untrusted_types(file=path)
+        strange = skops.get_untrusted_types(file=path)
         if refused := [name for name in strange if not _harmless(name)]:
             raise InputError(
                 f"{path}: holds {', '.join(refused)}; only types of scikit-learn, NumPy and SciPy are loaded"
             )
-        return skops.io.load(path, trusted=list(strange))
+        return skops.load(path, trusted=list(strange))
     except InputError:
         raise
     except BadZipFile:
@@ -51,12 +54,24 @@ def load_skops(path: Path) -> Any:
 
 def dump_skops(obj: Any, path: Path) -> None:
     """Save an estimator so that `load_skops` reads it back. Raises InputError, naming the type, where it would not."""
-    import skops.io
-
-    data = skops.io.dumps(obj)
-    if refused := [name for name in skops.io.get_untrusted_types(data=data) if not _harmless(name)]:
+    skops = _skops()
+    data = skops.dumps(obj)
+    if refused := [name for name in skops.get_untrusted_types(data=data) if not _harmless(name)]:
         raise InputError(f"{', '.join(refused)}: only types of scikit-learn, NumPy and SciPy can be saved")
     path.write_bytes(data)
+
+
+def _skops() -> Any:
+    """skops.io. To know scikit-learn's estimators it imports all of scikit-learn, and torch with that: 2 seconds and
+    200 MB in every copy of a model of tables. The package by which that happens is missing to it meanwhile; scikit-
+    learn's search takes that in good part."""
+    kept = sys.modules.get(_BRIDGE)
+    sys.modules[_BRIDGE] = cast(Any, kept)  # None: no such module
+    try:
+        return importlib.import_module("skops.io")
+    finally:
+        if kept is None:
+            del sys.modules[_BRIDGE]
 
 
 def _harmless(name: str) -> bool:

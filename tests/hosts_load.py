@@ -22,7 +22,7 @@ class Load:
     """Clients outside the cluster that ask one after the other, and what each request came to: (begun, ended, "" or
     what was wrong with the answer)."""
 
-    def __init__(self, url: str, clients: int = 8) -> None:
+    def __init__(self, url: str, clients: int = 6) -> None:
         self._url = url
         self.rows: list[tuple[float, float, str]] = []
         self._over = threading.Event()
@@ -40,7 +40,7 @@ class Load:
 
     def _ask(self) -> None:
         with httpx.Client(timeout=60, trust_env=False) as client:
-            while not self._over.wait(0.02):
+            while not self._over.wait(0.06):
                 begun = time.monotonic()
                 try:
                     answer = client.post(self._url, json={"table": ROW})

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import bench_server
+import here
 import httpx
 import pytest
 import serve_tiny as tiny
 from test_cluster_cli import shoal
-
-from cluster.cli import main
 
 pytestmark = pytest.mark.slow
 SHORT = ("--rounds", "3", "--seconds", "1", "--concurrent", "8")
@@ -81,17 +80,11 @@ def test_a_model_that_is_not_served_is_served_for_the_run_and_compared(place):
     assert (status["cluster"], status["endpoints"]) == (None, [])
 
 
-def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place, capsys, monkeypatch):
+def test_a_served_model_is_asked_where_it_is_and_bad_requests_fail_the_run(place, monkeypatch):
     folder, _ = place
-    monkeypatch.setenv("SHOAL_HOME", str(folder / "home"))
 
     def bench(*words):
-        """The same in this process, which has imported everything."""
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(["bench", "serve", str(folder / "reviews.yaml"), *words])
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(words, int(left.value.code or 0), said.out, said.err)
+        return here.shoal("bench", "serve", str(folder / "reviews.yaml"), *words, folder=folder, home=folder / "home")
 
     (folder / "home" / "cluster.yaml").write_text("access: {keys: required}\n")
     up = shoal("serve", str(folder / "reviews.yaml"), home=folder / "home")

@@ -35,9 +35,9 @@ name: steady
 task: text-classification
 model: ./bert
 data: {train: steady.csv}
-train: {epochs: 8, batch_size: 6, learning_rate: 2e-4, workers: 3, max_failures: 4}
+train: {epochs: 5, batch_size: 6, learning_rate: 2e-4, workers: 3, max_failures: 4}
 """
-SHORT = {"epochs": 2, "batch_size": 6, "learning_rate": 2e-4}
+SHORT = {"epochs": 1, "batch_size": 6, "learning_rate": 2e-4}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def story(hosts: Hosts, desk: Desk) -> Story:
     process = subprocess.Popen(words, cwd=desk.folder, env=desk.env, stdout=said, stderr=subprocess.STDOUT, text=True)
     try:
         # One is cut off, well after the first checkpoints (every 45 steps), which are written meanwhile.
-        run.reach(150)
+        run.reach(100)
         fast = run.rate(30)
         gone = run.somewhere()
         cut = lost(run, lambda: hosts.cut(gone), then=lambda: hosts.mend(gone))
@@ -91,8 +91,8 @@ def story(hosts: Hosts, desk: Desk) -> Story:
         back = hosts.ended(gone)
         hosts.start(gone)
         at, event = run.until(lambda event: "metrics" in event, since=since)
-        run.reach(event["step"] + 20, since=at)
-        slow = run.rate(15, since=at)
+        run.reach(event["step"] + 10, since=at)
+        slow = run.rate(8, since=at)
         back += hosts.wait(3)
         hosts.quicken(slowed)
         failures = sum("resumed" in event for _, event in run.told[seen:])
@@ -133,7 +133,7 @@ def test_a_run_outlives_the_loss_of_two_hosts_and_ends_as_on_one(desk: Desk, sto
     run = Registry(f"sqlite:///{desk.ray.home}/mlflow.db").run(result["run"])
     assert run.status == "FINISHED"
     assert int(run.tags["shoal.resumed_at"]) > 0
-    alone = one_host(desk, Path(result["model"]), tmp_path, epochs=8, batch_size=6, learning_rate=2e-4)
+    alone = one_host(desk, Path(result["model"]), tmp_path, epochs=5, batch_size=6, learning_rate=2e-4)
     assert result["metrics"]["step"] == alone["step"]
     assert result["metrics"]["validation/loss"] == pytest.approx(alone["validation/loss"], abs=1e-4)
 
@@ -144,7 +144,7 @@ def test_a_slow_host_slows_a_run_and_does_not_fail_it(story: Story):
 
 
 def test_zero_2_from_a_driver_on_the_head_ends_as_on_one_host(hosts: Hosts, desk: Desk, tmp_path: Path):
-    changes = ["name=shared", "train.parallel=deepspeed", "train.deepspeed.zero_stage=2", "train.epochs=2"]
+    changes = ["name=shared", "train.parallel=deepspeed", "train.deepspeed.zero_stage=2", "train.epochs=1"]
     words = [sys.executable, "-m", "cluster", "train", "steady.yaml", *changes, "--json"]
     done = subprocess.run(
         hosts.command(1, *words), cwd=desk.folder, env=hosts.inside, capture_output=True, text=True, timeout=240

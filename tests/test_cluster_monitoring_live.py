@@ -116,7 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             target=lambda: run.deploy(chat, model_uri=str(llama), folder=llama, cluster=cluster), daemon=True
         )
         engine.start()
-        data = train_tiny.text_data(folder / "data", rows=4000, held_out=20)
+        data = train_tiny.text_data(folder / "data", rows=2000, held_out=20)
         trained = train(spec, data, registry=Registry(f"sqlite:///{folder / 'mlflow.db'}"))
         engine.join()
         yield SimpleNamespace(
@@ -181,8 +181,8 @@ def test_the_run_was_shown_while_it_trained_and_is_over(world: Any):
     assert over_time("max", names.TRAINING_RUNNING) == 1
     # Its end is told for 20 s, then it is gone from the page.
     assert until(lambda: over_time("last", names.TRAINING_RUNNING) == 0, 30)
-    assert over_time("last", names.TRAINING_STEP) == 6 * 500
-    assert over_time("last", names.TRAINING_TOTAL) == 6 * 500
+    assert over_time("last", names.TRAINING_STEP) == 6 * 250
+    assert over_time("last", names.TRAINING_TOTAL) == 6 * 250
     assert 0 < over_time("last", names.VALIDATION_LOSS) < 20
 
 

@@ -379,8 +379,8 @@ def test_what_was_sent_is_moved_to_the_home_and_run_there(place: Path) -> None:
 
 
 def test_a_node_without_the_runs_folder_says_what_to_set(place: Path) -> None:
+    from train.job import Job
     from train.launch import sees
-    from train.loop import Job
 
     spec = load("reviews.yaml")
     job = Job(spec=spec, data=place / "rows", labels=["a"], model=place / "base", folder=place)

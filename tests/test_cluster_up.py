@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import here
 import psutil
 import pytest
 from sklearn.datasets import load_iris
@@ -54,10 +55,9 @@ class Place:
         )
 
     def shoal(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        process = self.start(*words)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, f"{words}: {process.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(words, process.returncode, out, err)
+        done = here.shoal(*words, folder=self.folder, home=self.env["SHOAL_HOME"])
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
 
     def json(self, *words: str, code: int = 0) -> Any:
         return json.loads(self.shoal(*words, "--json", code=code).stdout.splitlines()[-1])
@@ -76,7 +76,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def first(place: Place) -> dict[str, Any]:
-    return place.json("up", "flowers.yaml")
+    process = place.start("up", "flowers.yaml", "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
 
 
 def test_up_ends_with_name_url_version_metrics_seconds(first: dict[str, Any]):

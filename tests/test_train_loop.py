@@ -35,7 +35,8 @@ class Alone:
 
 
 def run(spec: Spec, prepared: tiny.Prepared, folder: Path, session: Alone | None = None) -> dict[str, float]:
-    from train.loop import Job, loop
+    from train.job import Job
+    from train.loop import loop
 
     return loop(Job(spec, prepared.folder, prepared.labels, Path(spec.model), folder), session or Alone())
 

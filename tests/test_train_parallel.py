@@ -339,8 +339,9 @@ def inside(session: Session, spec: Any, data: Path, labels: list[str], folder: P
     import deepspeed
     import torch
 
-    from train.loop import Job, trainer
+    from train.job import Job
     from train.parallel.deepspeed import Zero
+    from train.tasks import trainer
 
     folder.mkdir(exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")

@@ -70,7 +70,8 @@ class Session:
 
 def train(session: Session, spec: Spec, data: Path, labels: list[str], folder: Path) -> dict[str, float]:
     """One run of the loop."""
-    from train.loop import Job, loop
+    from train.job import Job
+    from train.loop import loop
 
     return loop(Job(spec, data, labels, Path(spec.model), folder), session)
 

@@ -34,7 +34,7 @@ from cluster import tasks
 from cluster.errors import ClusterGone, InputError, RunFailed, ShoalError
 from cluster.spec import Spec
 from train.events import Events
-from train.loop import Job, loop
+from train.job import Job
 
 # How often the controller asks the workers whether they are done: Ray's 2 s would be a tenth of a short run.
 _POLL_SECONDS = 0.5
@@ -109,6 +109,8 @@ def work(config: dict[str, Any]) -> dict[str, float]:
     try:
         if tasks.get(job.spec.task).modality == "tabular":
             return _fit(job)
+        from train.loop import loop  # torch is the worker's: the driver and the controller do without
+
         return loop(job, RaySession())
     except ShoalError:
         raise
@@ -144,7 +146,7 @@ def _fit(job: Job) -> dict[str, float]:
 
 
 class RaySession:
-    """train.loop.Session, by Ray Train."""
+    """train.job.Session, by Ray Train."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()

@@ -12,9 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,40 +22,12 @@ from cluster.errors import RunFailed
 from cluster.spec import Spec
 from train import batches, checkpoint, faults, optim, parallel
 from train.events import Events
+from train.job import Job, Session
 from train.objective import Weighed
 from train.tasks import trainer
 
 # Points of the training curve that are kept, at most.
 CURVE = 2000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told: the model's file, the prepared data (`folder`, `labels`), the folder of the base model,
-    and the folder of the run, which all workers share."""
-
-    spec: Spec
-    data: Path
-    labels: list[str]
-    model: Path
-    folder: Path
-
-
-class Session(Protocol):
-    """Who this worker is among the others, and where its checkpoints go."""
-
-    rank: int
-    workers: int
-    local_workers: int
-    device: str
-
-    def report(self, metrics: dict[str, float], folder: Path | None) -> None:
-        """All workers call it together; rank 0 with the folder of a checkpoint."""
-        ...
-
-    def checkpoints(self) -> list[tuple[Path, dict[str, float]]]:
-        """The checkpoints that are kept, and what was reported with them."""
-        ...
 
 
 def loop(job: Job, session: Session) -> dict[str, float]:

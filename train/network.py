@@ -6,30 +6,65 @@ Gloo takes the card that the host's own name leads to. On Debian, and in many co
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
 # The name of gloo's own; who sets it for the cluster's nodes decides.
 VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
-class Torch(TorchConfig):
-    """Ray's process group of torch, by the cards that Ray's own addresses belong to."""
+class Torch(BackendConfig):
+    """Ray's process group of torch, by the cards that Ray's own addresses belong to.
+
+    Ray's own configuration, by its public name, does all of it: where it is needed, for its module imports torch, and
+    the driver has two seconds of better things to do.
+    """
 
     @property
     def backend_cls(self) -> Any:
         return _Backend
 
+    @property
+    def framework(self) -> Any:
+        from ray.train.v2._internal.util import TrainingFramework
 
-# Ray's own by way of its public configuration: the class has no public name.
-class _Backend(TorchConfig().backend_cls):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        return TrainingFramework.TORCH
+
+    @property
+    def train_func_context(self) -> Any:
+        return _device
+
+
+@contextlib.contextmanager
+def _device() -> Iterator[None]:
+    with _rays().train_func_context():
+        yield
+
+
+class _Backend(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         worker_group.execute(choose)
-        super().on_start(worker_group, backend_config)
+        _rays().backend_cls().on_start(worker_group, _rays())
+
+    def on_training_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        _rays().backend_cls().on_training_start(worker_group, _rays())
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        _rays().backend_cls().on_shutdown(worker_group, _rays())
+
+
+def _rays() -> Any:
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig()
 
 
 def choose() -> None:

@@ -140,8 +140,8 @@ def train(
 
     # The work. The first step is some seconds of imports away.
     progress("train", 0, 0, "starting the workers")
+    from train.job import Job
     from train.launch import launch
-    from train.loop import Job
 
     base = Path() if spec.model_ref().kind == "estimator" else _base(spec, registry, progress)
     settled, why = _settled(spec)

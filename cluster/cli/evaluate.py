@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import click
@@ -41,7 +42,9 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         trained = run.finished(spec, prepared, registry)
         if trained is None:
             raise NotFound(f"{file}: no finished run of this data, spec and code; `shoal train {file}` makes one")
-        with connect.session(progress=out.progress):
+        with contextlib.ExitStack() as stack:
+            if not stages.is_judged(spec, prepared, trained, registry):
+                stack.enter_context(connect.session(progress=out.progress))
             version = stages.evaluate(spec, prepared, trained, registry, out, journal)
         metrics = stages.judged(registry.run(trained.run_id).metrics)
         told = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())

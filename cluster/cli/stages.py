@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from train.data import Prepared
     from train.run import Trained
 
+_JUDGED = "shoal.evaluate_key"  # of a run: by what it was judged
+
 
 @dataclass
 class Journal:
@@ -124,10 +126,9 @@ def evaluate(
     GateNotMet where a gated metric falls short."""
     from train import score
 
-    key = _digest(trained.run_id, spec.evaluate.model_dump(), prepared.digest, score.code())
     with journal.stage("evaluate"):
-        tags = registry.run(trained.run_id).tags
-        if tags.get("shoal.evaluate_key") == key:
+        if is_judged(spec, prepared, trained, registry):
+            tags = registry.run(trained.run_id).tags
             journal.reused.append("evaluate")
             out.say(f"evaluate: nothing changed since run {trained.run_id} was judged")
             passed, reason = tags["shoal.gate"] == "passed", tags.get("shoal.gate_text", "")
@@ -138,7 +139,7 @@ def evaluate(
             out.say(result.table())
             passed, reason = result.passed, result.gate_text()
             gate = {"shoal.gate": "passed" if passed else "failed", "shoal.gate_text": reason}
-            registry.set_tags(trained.run_id, {**gate, "shoal.evaluate_key": key})
+            registry.set_tags(trained.run_id, {**gate, _JUDGED: _judged_key(spec, prepared, trained)})
     if not passed:
         raise GateNotMet(
             f"evaluate.gate: {reason}; run {trained.run_id} was not promoted, what is served stays as it is. "
@@ -146,6 +147,17 @@ def evaluate(
         )
     with journal.stage("register"):
         return _accept(spec, trained, registry, out, journal)
+
+
+def is_judged(spec: Spec, prepared: Prepared, trained: Trained, registry: Registry) -> bool:
+    """Whether a run was judged already by just what the file says."""
+    return registry.run(trained.run_id).tags.get(_JUDGED) == _judged_key(spec, prepared, trained)
+
+
+def _judged_key(spec: Spec, prepared: Prepared, trained: Trained) -> str:
+    from train import score
+
+    return _digest(trained.run_id, spec.evaluate.model_dump(), prepared.digest, score.code())
 
 
 def _accept(spec: Spec, trained: Trained, registry: Registry, out: Output, journal: Journal) -> Version:
@@ -156,7 +168,7 @@ def _accept(spec: Spec, trained: Trained, registry: Registry, out: Output, journ
             return version
     run = registry.run(trained.run_id)
     metrics = judged(run.metrics)
-    kept = ("shoal.train_key", "shoal.data_digest", "shoal.code", "shoal.evaluate_key", "shoal.gate")
+    kept = ("shoal.train_key", "shoal.data_digest", "shoal.code", _JUDGED, "shoal.gate")
     kept = (*kept, "shoal.sweep", "shoal.trial", "shoal.tuned")  # of the best trial of a sweep
     tags = {key: run.tags[key] for key in kept if key in run.tags}
     tags |= {"shoal.task": spec.task, "shoal.base_model": spec.model}

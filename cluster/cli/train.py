@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import click
@@ -28,6 +29,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     from cluster.cli import stages
     from cluster.registry import Registry
     from cluster.spec import load
+    from train import run
 
     spec = load(file, overrides)
     tasks.trainable(spec)
@@ -35,8 +37,11 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     with Output(as_json=as_json) as out, stages.only_one(spec.name):
         with journal.stage("data"):
             prepared = stages.prepare(spec, out)
-        with connect.session(progress=out.progress):
-            trained = stages.train(spec, prepared, Registry(), out, journal)
+        registry = Registry()
+        with contextlib.ExitStack() as stack:
+            if run.finished(spec, prepared, registry) is None:  # what is there already needs no Ray
+                stack.enter_context(connect.session(progress=out.progress))
+            trained = stages.train(spec, prepared, registry, out, journal)
         result = {
             "name": spec.name,
             "run": trained.run_id,

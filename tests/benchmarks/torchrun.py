@@ -79,7 +79,8 @@ def _worker(told: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from cluster.spec import Spec
-    from train.loop import Job, loop
+    from train.job import Job
+    from train.loop import loop
 
     class Session:
         device = "cpu"
