@@ -83,3 +83,34 @@ def test_something_else_of_the_compiler_is_the_real_thing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+TABLE = """
+import json, sys
+from serve.app import Model
+
+args = {"name": "iris", "task": "tabular-classification", "version": "1", "folder": sys.argv[1]}
+model = Model({**args, "device": "cpu", "attempt": 0})
+row = b'{"table": {"sepal": [5.1], "petal": [1.4], "garden": ["south"]}}'
+inputs, parameters = model.handler.decode_request(row, "application/json", {})
+answer = model.handler.encode_response(model.handler.predict(inputs), parameters)
+seen = sorted(sys.modules)
+
+from sklearn.utils import all_estimators
+import sklearn.externals.array_api_compat.torch as bridge
+print(json.dumps({"answer": answer, "seen": seen, "estimators": len(all_estimators()), "bridge": bridge.__name__}))
+"""
+
+
+def test_a_copy_of_a_table_model_has_no_torch(tmp_path: Path) -> None:
+    """By way of skops and scikit-learn it had: this fails where either finds another way, or misses that one."""
+    done = subprocess.run(
+        [sys.executable, "-c", TABLE, str(tiny.table(tmp_path / "iris"))], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["answer"] == ["setosa"]
+    assert not {"torch", "transformers", "cluster.spec"} & set(found["seen"])
+    assert "sklearn.ensemble" in found["seen"]
+    assert found["estimators"] > 150
+    assert found["bridge"] == "sklearn.externals.array_api_compat.torch"
