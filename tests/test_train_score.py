@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,6 +101,26 @@ def test_every_metric_is_evaluates_and_leaves_no_files(tmp_path):
         assert result is not None
         assert name in result or set(result) == {"precision", "recall", "f1", "support"}
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_score_alone_needs_neither_torch_nor_transformers(tmp_path):
+    """They are there for whoever asks afterwards; and where they were there first, nothing is kept from anybody."""
+    program = """
+import sys
+from pathlib import Path
+first = sys.argv[2:]
+for name in first:
+    __import__(name)
+from train.metrics import make
+print(make("accuracy", Path(sys.argv[1])).compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1])["accuracy"])
+print(sorted({"torch", "transformers"} & set(sys.modules)) == sorted(first))
+from transformers import pipeline
+print(pipeline.__name__)
+"""
+    for first in ([], ["torch", "transformers"]):
+        command = [sys.executable, "-c", program, str(tmp_path), *first]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["0.75", "True", "pipeline"]
 
 
 @pytest.mark.parametrize(

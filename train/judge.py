@@ -1,6 +1,7 @@
 """A finished model's answers to prepared rows, judged: in this process, or in a Ray task where Ray is attached.
 
-The metrics are computed where the answers are: importing `evaluate` brings all of transformers, which is there already.
+The metrics are computed where the answers are: `evaluate` and scikit-learn take seconds to import, and the driver has
+no other use for them.
 """
 
 from __future__ import annotations
@@ -171,10 +172,11 @@ def _ray_attached() -> bool:
 
 
 def _on_worker(question: Question) -> Iterator[int | Judged]:
-    import torch
+    if not hasattr(trainer(question.task), "predict"):
+        import torch
 
-    # Ray allows a task as many threads as it has CPUs, here one; the cores are its own while it runs.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+        # Ray allows a task as many threads as it has CPUs, here one; the cores are its own while it runs.
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
     yield from work(question)
 
 
