@@ -116,7 +116,7 @@ class Asking:
                     self.seen[client][answer.headers["x-shoal-version"]] += 1
                 else:
                     self.failed.append(answer.text)
-                time.sleep(0.12)  # new versions need a processor to start on
+                time.sleep(0.2)  # new versions need a processor to start on
 
 
 @contextlib.contextmanager
