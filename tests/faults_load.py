@@ -53,7 +53,7 @@ class Seen:
 
 
 @contextlib.contextmanager
-def load(url, *, concurrent=8, pause=0.005, size=0, headers=None, timeout=90, tell=None, context=None, **asked):
+def load(url, *, concurrent=8, pause=0.02, size=0, headers=None, timeout=90, tell=None, context=None, **asked):
     """Requests while the block runs. `size` pads each body to so many bytes, `tell` is told the rows at the end."""
     seen, stop = Seen(), threading.Event()
 
