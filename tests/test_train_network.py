@@ -28,7 +28,7 @@ def test_the_card_is_that_of_the_nodes_address(monkeypatch: pytest.MonkeyPatch):
         assert os.environ.get(network.VARIABLE) == after
 
 
-def test_the_process_group_is_rays_own_behind_it():
+def test_the_process_group_is_rays_own_behind_it(monkeypatch: pytest.MonkeyPatch):
     """What Ray's backend of torch is and does, ours is and hands on: a new method or mark of Ray's fails here."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig
@@ -55,6 +55,7 @@ def test_the_process_group_is_rays_own_behind_it():
             self.asked.append(f"{function.__name__} {options}")
             return []
 
+    monkeypatch.setattr("ray.get", lambda found, **_: found)  # it would start a Ray
     group = Group()
     ours().on_shutdown(group, network.Torch())
     assert group.asked == ["_shutdown_torch {'destroy_process_group': True}"]
