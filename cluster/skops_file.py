@@ -6,12 +6,12 @@ A file may come from anyone, so only types of scikit-learn, NumPy and SciPy that
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from cluster.errors import InputError
+from cluster.imports import missing
 
 # On top of what skops trusts by itself (the public estimators, arrays, ufuncs). Classes only: a function named in a
 # file would be called with arguments that the file chooses.
@@ -63,15 +63,9 @@ def dump_skops(obj: Any, path: Path) -> None:
 
 def _skops() -> Any:
     """skops.io. To know scikit-learn's estimators it imports all of scikit-learn, and torch with that: 2 seconds and
-    200 MB in every copy of a model of tables. The package by which that happens is missing to it meanwhile; scikit-
-    learn's search takes that in good part."""
-    kept = sys.modules.get(_BRIDGE)
-    sys.modules[_BRIDGE] = cast(Any, kept)  # None: no such module
-    try:
+    200 MB in every copy of a model of tables. scikit-learn's search takes it in good part that one is missing."""
+    with missing(_BRIDGE):
         return importlib.import_module("skops.io")
-    finally:
-        if kept is None:
-            del sys.modules[_BRIDGE]
 
 
 def _harmless(name: str) -> bool:

@@ -42,9 +42,8 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         trained = run.finished(spec, prepared, registry)
         if trained is None:
             raise NotFound(f"{file}: no finished run of this data, spec and code; `shoal train {file}` makes one")
-        with contextlib.ExitStack() as stack:
-            if not stages.is_judged(spec, prepared, trained, registry):
-                stack.enter_context(connect.session(progress=out.progress))
+        done = stages.verdict(spec, prepared, trained, registry)
+        with contextlib.nullcontext() if done else connect.session(progress=out.progress):
             version = stages.evaluate(spec, prepared, trained, registry, out, journal)
         metrics = stages.judged(registry.run(trained.run_id).metrics)
         told = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())

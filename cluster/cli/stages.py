@@ -127,11 +127,10 @@ def evaluate(
     from train import score
 
     with journal.stage("evaluate"):
-        if is_judged(spec, prepared, trained, registry):
-            tags = registry.run(trained.run_id).tags
+        if (before := verdict(spec, prepared, trained, registry)) is not None:
             journal.reused.append("evaluate")
             out.say(f"evaluate: nothing changed since run {trained.run_id} was judged")
-            passed, reason = tags["shoal.gate"] == "passed", tags.get("shoal.gate_text", "")
+            passed, reason = before
         else:
             result = score.evaluate(
                 spec, prepared, trained.folder, registry=registry, run_id=trained.run_id, progress=out.progress
@@ -149,9 +148,12 @@ def evaluate(
         return _accept(spec, trained, registry, out, journal)
 
 
-def is_judged(spec: Spec, prepared: Prepared, trained: Trained, registry: Registry) -> bool:
-    """Whether a run was judged already by just what the file says."""
-    return registry.run(trained.run_id).tags.get(_JUDGED) == _judged_key(spec, prepared, trained)
+def verdict(spec: Spec, prepared: Prepared, trained: Trained, registry: Registry) -> tuple[bool, str] | None:
+    """Whether a run passed its gate, and why not, where it was judged already by just what the file says."""
+    tags = registry.run(trained.run_id).tags
+    if tags.get(_JUDGED) != _judged_key(spec, prepared, trained):
+        return None
+    return tags["shoal.gate"] == "passed", tags.get("shoal.gate_text", "")
 
 
 def _judged_key(spec: Spec, prepared: Prepared, trained: Trained) -> str:

@@ -38,9 +38,8 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         with journal.stage("data"):
             prepared = stages.prepare(spec, out)
         registry = Registry()
-        with contextlib.ExitStack() as stack:
-            if run.finished(spec, prepared, registry) is None:  # what is there already needs no Ray
-                stack.enter_context(connect.session(progress=out.progress))
+        done = run.finished(spec, prepared, registry)  # what is there already needs no Ray
+        with contextlib.nullcontext() if done else connect.session(progress=out.progress):
             trained = stages.train(spec, prepared, registry, out, journal)
         result = {
             "name": spec.name,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import sys
-from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cluster import tasks
 from cluster.errors import InputError
+from cluster.imports import missing
 from cluster.spec import Spec
 
 if TYPE_CHECKING:
@@ -56,24 +54,12 @@ def check(spec: Spec) -> None:
 def make(name: str, cache: Path) -> Any:
     """A new `evaluate.Metric`; `cache` is a folder that it may write to and leave empty."""
     module, _, cls = METRICS[name].partition(":")
-    with _without_transformers():
+    # `evaluate` imports all of transformers and torch, for pipelines that it could judge, wherever they are installed:
+    # ten seconds to score a table. `datasets` looks for transformers, too, and remembers.
+    import_module("datasets")
+    with missing("transformers"):
         found = import_module(module)
     return getattr(found, cls)(keep_in_memory=True, cache_dir=str(cache))
-
-
-@contextlib.contextmanager
-def _without_transformers() -> Iterator[None]:
-    """`evaluate` imports all of transformers and torch, for pipelines that it could judge, wherever they are installed;
-    ten seconds to score a table. Where nobody has imported transformers yet, it is as if it were not installed."""
-    if "evaluate" in sys.modules or "transformers" in sys.modules:
-        yield
-        return
-    import_module("datasets")  # asks for transformers, too, and remembers
-    sys.modules["transformers"] = cast(Any, None)
-    try:
-        yield
-    finally:
-        del sys.modules["transformers"]
 
 
 def _hint(name: str, known: list[str]) -> str:
