@@ -91,20 +91,21 @@ def start(home: Path, settings: Settings, *, keep: bool, progress: Progress = si
             file.write(secrets.token_hex(32))
 
         answer, log = root / "head.json", root / "head.log"
+        dashboard, dashboard_metrics = ports.pick(2)
         parameters = {
             "node_ip_address": "127.0.0.1",
             "node_name": "127.0.0.1",
             "temp_dir": str(root / "r"),
             "dashboard_host": "127.0.0.1",
-            "dashboard_port": ports.pick(1)[0],
             "num_cpus": settings.ray.num_cpus or 4 * cores(),
             "object_store_memory": settings.ray.object_store_mb * 2**20,
         }
+        script = str(Path(__file__).with_name("head.py"))
         with open(log, "wb") as output:
             head = subprocess.Popen(
                 # -P: this folder must not come before the packages whose names its modules have.
-                [sys.executable, "-P", str(Path(__file__).with_name("head.py")), json.dumps(parameters), str(answer)],
-                env=environment(home, root),
+                [sys.executable, "-P", script, json.dumps(parameters), str(dashboard), str(answer)],
+                env=environment(home, root, dashboard_metrics),
                 cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -148,10 +149,9 @@ def scratch_folder(home: Path) -> Path:
     return root if len(str(root)) <= LONGEST_SCRATCH else Path("/tmp") / name
 
 
-def environment(home: Path, root: Path) -> dict[str, str]:
-    """The environment of all of Ray's processes."""
+def environment(home: Path, root: Path, dashboard_metrics: int) -> dict[str, str]:
+    """The environment of all of Ray's processes; the dashboard's own numbers are at that port."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    [dashboard_metrics] = ports.pick(1)
     return {
         **inherited,
         **SERVING,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from ray._private import services
+from ray._private import ray_constants, services
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray._private.resource_isolation_config import ResourceIsolationConfig
@@ -55,12 +55,16 @@ def patiently(get_node: Callable[..., Any]) -> Callable[..., Any]:
     return get
 
 
-def main(parameters: dict[str, Any], answer: Path) -> None:
-    """`parameters` are RayParams' own names."""
+def main(parameters: dict[str, Any], first_dashboard_port: int, answer: Path) -> None:
+    """`parameters` are RayParams' own names. The dashboard takes the first free port of 51, from the given one on."""
     services.get_node = patiently(services.get_node)
+    # The dashboard binds seconds after the port was picked, and ends where a port that it was told is taken by then. It
+    # tries others only from its default port on.
+    ray_constants.DEFAULT_DASHBOARD_PORT = first_dashboard_port
     node = Head(
         RayParams(
             **parameters,
+            dashboard_port=None,
             include_dashboard=True,
             include_log_monitor=False,  # pyright: ignore[reportArgumentType] - declared str, used as a boolean
             no_monitor=True,
@@ -93,4 +97,4 @@ def main(parameters: dict[str, Any], answer: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

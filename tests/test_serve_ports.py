@@ -10,11 +10,12 @@ import httpx
 import pytest
 import serve_tiny as tiny
 
-from cluster import connect, embedded, processes
+from cluster import connect, embedded, ports, processes
 from cluster.spec import parse
 from serve import run
 
 pytestmark = pytest.mark.slow
+pick = ports.pick
 # Real methods of the services that Ray has behind its ports, one of which each of them knows.
 GRPC_METHODS = (
     "/ray.serve.ASGIService/HandleRequest",  # Serve, between deployments
@@ -27,10 +28,20 @@ GRPC_METHODS = (
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def taken():
+    """A port that another program took after the cluster's start had picked it for the dashboard."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", ports.pick(1)[0]))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, taken):
     home = tmp_path_factory.mktemp("ports")
     patch = pytest.MonkeyPatch()
     patch.setenv("SHOAL_HOME", str(home))
+    patch.setattr(ports, "pick", lambda count: [taken, *pick(count - 1)])
     with connect.session() as found:
         folder = tiny.table(home / "flowers")
         text = f"name: flowers\ntask: tabular-classification\nmodel: {folder}\nserve: {{num_cpus: 0.5}}"
@@ -103,11 +114,18 @@ def test_each_port_is_on_the_loopback_or_refuses_strangers(cluster):
     assert (cluster.listen["host"], cluster.listen["port"]) in found
 
 
+def test_the_dashboard_takes_another_port_where_its_own_was_taken_meanwhile(cluster, taken):
+    port = int(cluster.dashboard_url.rpartition(":")[2])
+    assert taken < port <= taken + 50
+    headers = {"authorization": f"Bearer {cluster.token}"}
+    assert httpx.get(f"{cluster.dashboard_url}/api/version", headers=headers).json()["ray_version"]
+
+
 def test_the_replicas_port_lets_in_who_has_the_token_and_nobody_else(cluster):
     """The probe above could fail for another reason than the missing token: with it the same call is heard."""
-    ports = [port for (host, port), who in listening(cluster).items() if host == "::" and "flowers" in who]
-    assert ports
-    for port in ports:
+    open_to_others = [port for (host, port), who in listening(cluster).items() if host == "::" and "flowers" in who]
+    assert open_to_others
+    for port in open_to_others:
         assert over_grpc(port) == {"UNAUTHENTICATED"}
         assert over_grpc(port, "x" * 64) == {"UNAUTHENTICATED"}
         assert "UNAUTHENTICATED" not in over_grpc(port, cluster.token)
