@@ -16,7 +16,7 @@ else
 TORCH := UV_TORCH_BACKEND=cpu
 endif
 
-.PHONY: help setup bytecode lock demo demo-llm test test-fast check fix clean
+.PHONY: help setup bytecode lock demo demo-llm test test-failed test-fast check fix clean
 
 help:
 	@echo "make demo       fine-tune, evaluate, register, serve and ask a real model; then stop cleanly"
@@ -53,6 +53,9 @@ demo-llm: setup bytecode
 
 test: setup bytecode
 	$(BIN)/python -m pytest -q --durations=30 --durations-min=5
+
+test-failed: setup
+	$(BIN)/python -m pytest -q -rpfE --last-failed --last-failed-no-failures=none
 
 test-fast: setup
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 import httpx
 from aiohttp import web
 
+from cluster import ports
+
 COUNTS: collections.Counter[str] = collections.Counter()
 STALLS: dict[str, float] = {}
 SEEN: list[tuple[str, str]] = []
@@ -83,18 +85,10 @@ async def seen(request: web.Request) -> web.Response:
     return web.json_response(SEEN)
 
 
-def port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @contextmanager
 def running(number: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The server in a process of its own: its URL, no slash at the end, and the process."""
-    number = number or port()
+    number = number or ports.pick(1)[0]
     child = subprocess.Popen([sys.executable, __file__, str(number)])
     try:
         url = f"http://127.0.0.1:{number}"

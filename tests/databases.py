@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster import ports
+
 PASSWORD = "not a secret"
 
 
@@ -53,7 +55,7 @@ def redis(*more: str) -> Iterator[Program]:
     if program is None:
         pytest.skip("redis-server is not installed (Debian: redis-server)")
     folder = Path(tempfile.mkdtemp())
-    port = _free_port()
+    port = ports.pick(1)[0]
     options = {"port": port, "bind": " ".join(("127.0.0.1", *more)), "save": "", "appendonly": "no", "dir": folder}
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     server = Program([program, *words, "--requirepass", PASSWORD], port, folder)
@@ -84,7 +86,7 @@ def postgres() -> Iterator[Program]:
     initdb = [*as_user, str(programs[-1] / "initdb"), "-D", str(data), "-U", "shoal", "-A", "scram-sha-256", "-N"]
     made = subprocess.run([*initdb, f"--pwfile={file}", "--no-locale", "-E", "UTF8"], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    port = _free_port()
+    port = ports.pick(1)[0]
     options = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "unix_socket_directories="]
     server = Program(
         [*as_user, str(programs[-1] / "postgres"), "-D", str(data), "-p", str(port), *options], port, folder
@@ -104,9 +106,3 @@ def _no_root() -> pwd.struct_passwd | None:
     if shutil.which("setpriv") is None:
         pytest.skip("Postgres does not run as root, and setpriv is not installed")
     return pwd.getpwnam("nobody")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from cluster import ports
 
 ASSETS, CRDS = "KUBEBUILDER_ASSETS", "SHOAL_KUBERAY_CRDS"
 ADMIN, NOBODY = "admin-token", "nobody-token"
@@ -76,7 +77,7 @@ def require() -> tuple[Path, Path]:
 def running(folder: Path) -> Iterator[Server]:
     """Start all three with their state in `folder`, install the CRDs, and end all three by their process ids."""
     assets, crds = require()
-    etcd, peer, secure, controller = _free_ports(4)
+    etcd, peer, secure, controller = ports.pick(4)
     url = f"https://127.0.0.1:{secure}"
     server = Server(url, folder)
     for user, token in (("admin", ADMIN), ("nobody", NOBODY), ("unknown", "wrong")):
@@ -277,14 +278,6 @@ def _trusting() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def shoal(*words: str, config: Path, home: Path) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from cluster import ports
 from cluster.bench import bodies, load, machine, report, sides, stream, summary, turns
 from cluster.bench.connection import Address, Shot
 from cluster.bench.turns import Load
@@ -168,7 +169,7 @@ def test_cpu_time_is_that_of_the_servers_processes(server):
 
 def test_a_programs_tree_is_taken_from_its_top(tmp_path):
     """As of uvicorn with workers: a parent that does not listen, a child that does, another that computes."""
-    number = bench_server.port()
+    number = ports.pick(1)[0]
     code = (
         "import subprocess, sys, time\n"
         f"subprocess.Popen([sys.executable, {bench_server.__file__!r}, '{number}'])\n"
@@ -194,7 +195,7 @@ def test_a_programs_tree_is_taken_from_its_top(tmp_path):
 def test_what_cannot_be_measured_is_said():
     assert "another machine" in machine.behind("http://192.0.2.7:80/x", None, name="it").about
     assert machine.behind("http://192.0.2.7:80/x", None, name="it").listed is None
-    assert "--pid" in machine.behind(f"http://127.0.0.1:{bench_server.port()}", None, name="it").about
+    assert "--pid" in machine.behind(f"http://127.0.0.1:{ports.pick(1)[0]}", None, name="it").about
     with pytest.raises(InputError, match="--pid: 99999999 is no process"):
         machine.behind("http://127.0.0.1:1", 99_999_999, name="it")
     mine = machine.behind("http://127.0.0.1:1", os.getpid(), name="it")
@@ -253,7 +254,7 @@ def test_the_first_answers_are_compared(server):
     with pytest.raises(RunFailed, match=r"one: .*/fail/1: the first request failed: 500: .*as was asked for"):
         sides.check([side(f"{url}/fail/1")], 5)
     with pytest.raises(InputError, match="no connection"):
-        sides.check([side(f"http://127.0.0.1:{bench_server.port()}/x")], 5)
+        sides.check([side(f"http://127.0.0.1:{ports.pick(1)[0]}/x")], 5)
 
 
 def test_a_model_is_called_what_its_server_calls_it(server):
@@ -395,7 +396,7 @@ def test_the_command_says_what_is_wrong(tmp_path):
     home = tmp_path / "home"
     for words, said in [
         (("--rate", "5", "--concurrent", "3"), "leave out --concurrent or --rate"),
-        (("--against", f"http://127.0.0.1:{bench_server.port()}/x"), "no connection"),
+        (("--against", f"http://127.0.0.1:{ports.pick(1)[0]}/x"), "no connection"),
         (("--requests-file", "no.jsonl"), "no.jsonl: cannot be read"),
         ((), "nothing: no such folder"),
     ]:

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import bench_server
 import here
 import httpx
 import pytest
 import serve_tiny as tiny
 from test_cluster_cli import shoal
+
+from cluster import ports
 
 pytestmark = pytest.mark.slow
 SHORT = ("--rounds", "3", "--seconds", "1", "--concurrent", "8")
@@ -26,7 +27,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     tiny.bert(folder / "bert")
     (folder / "reviews.yaml").write_text("name: reviews\ntask: text-classification\nmodel: ./bert\n")
-    number = bench_server.port()
+    number = ports.pick(1)[0]
     rivals = Path(__file__).parent / "benchmarks" / "rivals.py"
     command = [sys.executable, str(rivals), "fastapi", str(folder / "bert"), str(number), "32", "0.005"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from cluster import ports
 from cluster.cli import models, ui
 from cluster.errors import InputError, NotFound
 from cluster.registry import Registry
@@ -163,9 +164,7 @@ def test_help_shows_examples() -> None:
 
 
 def test_ui_answers_until_interrupted(home: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = ports.pick(1)
     words = [sys.executable, "-m", "cluster", "ui", "--port", str(port), "--json"]
     environment = {**os.environ, "PYTHONPATH": ROOT}
     process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)

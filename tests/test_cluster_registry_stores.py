@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cluster import ports
 from cluster.cli.ui import _end
 from cluster.errors import InputError, NotFound, RunFailed
 from cluster.registry import Registry
@@ -155,9 +155,7 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_server_that_keeps_the_files_hands_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Artifacts through MLflow's server: uploaded, registered, and downloaded once."""
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path / "home"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = ports.pick(1)
     words = ["--backend-store-uri", f"sqlite:///{tmp_path}/s.db", "--artifacts-destination", str(tmp_path / "kept")]
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(
