@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from cluster.cli import main
@@ -31,3 +33,10 @@ def shoal(*words: str, folder: Path, home: Path | str) -> subprocess.CompletedPr
         except SystemExit as left:
             code = int(left.code or 0)
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def told(*words: str, folder: Path, home: Path | str, code: int = 0) -> Any:
+    """What the command says with --json, its last line; it must end with `code`."""
+    done = shoal(*words, "--json", folder=folder, home=home)
+    assert done.returncode == code, (words, done.stdout, done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])

@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 
 import databases
+import here
 import pytest
 
 from cluster.accounts import Counts, Key, Keys, Slot, StoreAway, Usage
 from cluster.accounts.keys import digest
 from cluster.accounts.usage import report, trained
-from cluster.cli import main
 from cluster.errors import InputError, NotFound
 from cluster.settings.access import Price, Prices
 
@@ -179,48 +179,45 @@ def test_a_wrong_password_is_told_of_without_it(server: databases.Program) -> No
     assert "wrong-one" not in str(caught.value)
 
 
-def shoal(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    out, err = capsys.readouterr()
-    return int(caught.value.code or 0), out, err
-
-
-def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+
+    def shoal(*words: str) -> tuple[int, str, str]:
+        done = here.shoal(*words, folder=tmp_path, home=tmp_path)
+        return done.returncode, done.stdout, done.stderr
+
     (tmp_path / "cluster.yaml").write_text("prices: {currency: EUR, default: {compute_hour: 2}}\n")
-    assert "no keys yet" in shoal(capsys, "keys")[1]
-    code, out, _ = shoal(capsys, "keys", "create", "acme", "--model", "reviews", "--expires", "90d", "--json")
+    assert "no keys yet" in shoal("keys")[1]
+    code, out, _ = shoal("keys", "create", "acme", "--model", "reviews", "--expires", "90d", "--json")
     made = json.loads(out)
     assert (code, made["tenant"], made["models"], made["state"]) == (0, "acme", ["reviews"], "active")
     assert Keys().list()[0].hash == digest(made["key"])
-    code, out, err = shoal(capsys, "keys", "rotate", made["prefix"], "--overlap", "1h")
+    code, out, err = shoal("keys", "rotate", made["prefix"], "--overlap", "1h")
     assert out.strip() == next(line for line in out.splitlines() if line.startswith("shoal_"))
     assert (code, "shown this once" in err) == (0, True)
-    listed = shoal(capsys, "keys")[1]
+    listed = shoal("keys")[1]
     assert "overlap" in listed
     assert made["key"] not in listed
     assert made["prefix"] in listed
-    assert shoal(capsys, "keys", "revoke", made["id"])[0] == 0
-    assert [row["state"] for row in json.loads(shoal(capsys, "keys", "--json")[1])] == ["revoked", "active"]
+    assert shoal("keys", "revoke", made["id"])[0] == 0
+    assert [row["state"] for row in json.loads(shoal("keys", "--json")[1])] == ["revoked", "active"]
     for words, message in (
         (("create", "Acme"), "tenant: 'Acme'"),
         (("create", "acme", "--expires", "soon"), "--expires: 'soon' is no time"),
         (("create", "acme", "--model", "../x"), "--model: '../x'"),
         (("revoke", "zzz"), "key 'zzz': there is none"),
     ):
-        code, _, err = shoal(capsys, "keys", *words)
+        code, _, err = shoal("keys", *words)
         assert (code, message in err) == (2, True), err
 
     trained("reviews", "train", seconds=1800, failed=False, tenant="local")
-    _, out, _ = shoal(capsys, "usage")
+    _, out, _ = shoal("usage")
     assert "local" in out
     assert "1.0000 EUR" in out
-    _, out, _ = shoal(capsys, "usage", "--csv", "--by", "verb,model")
+    _, out, _ = shoal("usage", "--csv", "--by", "verb,model")
     assert next(csv.DictReader(io.StringIO(out)))["cost"] == "1.0"
-    (row,) = json.loads(shoal(capsys, "usage", "--json")[1])
+    (row,) = json.loads(shoal("usage", "--json")[1])
     assert (row["compute_seconds"], row["currency"]) == (1800.0, "EUR")
-    assert "nothing was used" in shoal(capsys, "usage", "--tenant", "acme")[1]
-    assert shoal(capsys, "usage", "--since", "yesterday")[0] == 2
-    assert shoal(capsys, "usage", "--by", "week")[0] == 2
+    assert "nothing was used" in shoal("usage", "--tenant", "acme")[1]
+    assert shoal("usage", "--since", "yesterday")[0] == 2
+    assert shoal("usage", "--by", "week")[0] == 2

@@ -4,18 +4,18 @@ beside them, unmodified clients."""
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import ssl
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import here
 import httpx
 import httpx2  # that of huggingface_hub and openai
 import pytest
@@ -27,7 +27,6 @@ from openai import OpenAI
 
 from cluster import connect, embedded
 from cluster.accounts import Keys, Usage
-from cluster.cli import main
 from cluster.errors import InputError
 from cluster.serving import model_application
 from cluster.settings import settings
@@ -82,11 +81,7 @@ def file(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def up(cluster, file: Path) -> dict[str, Any]:
     """What `shoal up` says."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
-        main(["up", str(file), "--json"])
-    assert ended.value.code in (0, None)
-    return json.loads(said.getvalue().splitlines()[-1])
+    return here.told("up", str(file), folder=cluster.home, home=cluster.home)
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +139,11 @@ def test_keys_from_end_to_end(cluster, urls: dict[str, str], folder: Path, capsy
     for slot, counts in Usage().rows():
         told[slot.tenant, slot.model] += counts.requests
     assert told == {("acme", "reviews"): 6, ("acme", "secret"): 8, ("small", "reviews"): 10}
-    with pytest.raises(SystemExit):
-        main(["usage", "--by", "tenant", "--json"])
-    assert {row["tenant"]: row["requests"] for row in json.loads(capsys.readouterr().out)} == {"acme": 14, "small": 10}
-    with pytest.raises(SystemExit):
-        main(["predict", "secret", "a fine day", "--json"])
-    assert "label" in capsys.readouterr().out, "the machine's own command needs no key"
+    shoal = partial(here.told, folder=cluster.home, home=cluster.home)
+    found = {row["tenant"]: row["requests"] for row in shoal("usage", "--by", "tenant")}
+    assert found == {"acme": 14, "small": 10}
+    [labels] = shoal("predict", "secret", "a fine day")  # the machine's own command needs no key
+    assert {row["label"] for row in labels} == {"ham", "spam"}
     lines = [
         json.loads(line)
         for file in (cluster.home / "logs").glob("requests-*.jsonl")
@@ -162,7 +156,7 @@ def test_keys_from_end_to_end(cluster, urls: dict[str, str], folder: Path, capsy
 
 
 def test_over_https_with_every_command_and_client(
-    cluster: connect.Cluster, up: dict[str, Any], file: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+    cluster: connect.Cluster, up: dict[str, Any], file: Path, monkeypatch
 ) -> None:
     port = cluster.listen["port"]
     assert up["url"] == f"https://localhost:{port}/models/reviews"
@@ -172,14 +166,7 @@ def test_over_https_with_every_command_and_client(
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"http://localhost:{port}/health")
 
-    def shoal(*words: str) -> Any:
-        with pytest.raises(SystemExit) as ended:
-            main([*words, "--json"])
-        out, err = capsys.readouterr()
-        assert ended.value.code in (0, None), err
-        return json.loads(out.splitlines()[-1])
-
-    capsys.readouterr()
+    shoal = partial(here.told, folder=cluster.home, home=cluster.home)
     assert {row["label"] for row in shoal("predict", "reviews", "a fine day")[0]} == {"ham", "spam"}
     assert [row["url"] for row in shoal("status")["endpoints"] if row["name"] == "reviews"] == [up["url"]]
     measured = shoal("bench", "serve", str(file), "--seconds", "0.5", "--rounds", "1", "--concurrent", "2")

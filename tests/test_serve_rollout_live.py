@@ -6,15 +6,16 @@ import json
 import shutil
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import here
 import httpx
 import pytest
 import serve_tiny as tiny
 
 from cluster import connect
-from cluster.cli import main
 from cluster.errors import RunFailed
 from cluster.monitoring import server
 from cluster.monitoring.live import plain, seen
@@ -292,18 +293,9 @@ serve: {num_cpus: 0.5, rollout: {canary: 0.5, for_s: 3600, promote: hand, max_la
 """
 
 
-def test_the_command_line_and_the_registry(cluster, served, capsys, monkeypatch):
+def test_the_command_line_and_the_registry(cluster, served):
     home, registry = cluster.home, Registry()
-    monkeypatch.chdir(home)
-
-    def shoal(*words, code=0, text=False):
-        """What a command prints last, in this process."""
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main([*words, *([] if text else ["--json"])])
-        said = capsys.readouterr()
-        assert left.value.code == code, (words, said)
-        return said.out if text else json.loads(said.out.splitlines()[-1])
+    shoal = partial(here.told, folder=home, home=home)
 
     def aliases():
         return {alias: one.version for one in registry.versions("flowers") for alias in one.aliases}
@@ -325,7 +317,7 @@ def test_the_command_line_and_the_registry(cluster, served, capsys, monkeypatch)
     assert shown["version"] == "models:/flowers/1"
     told = until(lambda: _counted(shoal("rollout", "status", "flowers")["rollouts"]["flowers"]))
     assert told["new"]["requests"] + told["old"]["requests"] == 8
-    assert "roll-out  flowers: models:/flowers/2 canary 50 %, " in shoal("status", text=True)
+    assert "roll-out  flowers: models:/flowers/2 canary 50 %, " in here.shoal("status", folder=home, home=home).stdout
 
     ended = shoal("rollout", "promote", "flowers")
     assert (ended["state"], ended["version"]) == ("promoted", "models:/flowers/2")
