@@ -193,7 +193,7 @@ def test_a_failed_trial_is_counted_and_a_sweep_of_failures_fails(world: Any) -> 
     assert (run.status, "float16 needs a GPU" in run.tags["shoal.error"]) == ("FAILED", True)
 
 
-def test_the_command_line_registers_the_best_with_its_lineage(world: Any) -> None:
+def test_the_command_line_registers_the_best_with_its_lineage(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster.cli.tune import command
     from cluster.spec import load
     from train.data import prepare
@@ -228,6 +228,8 @@ def test_the_command_line_registers_the_best_with_its_lineage(world: Any) -> Non
     assert found
     assert found.run_id == told["best"]["run"]
 
+    # Nothing is left to do, and it is done without a Ray.
+    monkeypatch.setattr(connect, "session", lambda **_: pytest.fail("a cluster was asked for"))
     again = CliRunner().invoke(command, [str(file), "--json"], catch_exceptions=False)
     repeated = json.loads(again.stdout.splitlines()[-1])
     assert (repeated["reused"], repeated["version"], repeated["run"]) == (True, told["version"], told["run"])

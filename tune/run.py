@@ -63,6 +63,20 @@ def key(spec: Spec, prepared: Prepared) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
+def ended(spec: Spec, prepared: Prepared, registry: Registry) -> tuple[Spec, Trained] | None:
+    """The best trial of this very sweep, its file and its run, where nothing is left of it to do; else None."""
+    file = _folder(spec, key(spec, prepared)) / "study.db"
+    if not file.exists():
+        return None
+    study = Study(file, spec)
+    best = study.best()
+    if study.left() or best is None:
+        return None
+    chosen = tried(spec, best.values)
+    trained = training.finished(chosen, prepared, registry)
+    return (chosen, trained) if trained is not None else None
+
+
 def sweep(
     spec: Spec,
     prepared: Prepared,
@@ -87,7 +101,7 @@ def sweep(
 
     # The sweep: its folder with its study, and its run in the registry.
     digest = key(spec, prepared)
-    folder = settings.home() / "sweeps" / f"{spec.name}-{digest[:12]}"
+    folder = _folder(spec, digest)
     study = Study(folder / "study.db", spec)
     study.run_id = run_id = _run_of(study, registry) or _begin(spec, prepared, digest, registry)
     left = study.left()
@@ -266,6 +280,10 @@ def _tidy(rows: list[Row], spec: Spec, prepared: Prepared, registry: Registry) -
         if row.status in ("pruned", "failed"):
             with contextlib.suppress(ValueError):  # values that were never a run
                 shutil.rmtree(training.place(spec, training.key(tried(spec, row.values), prepared)), ignore_errors=True)
+
+
+def _folder(spec: Spec, digest: str) -> Path:
+    return settings.home() / "sweeps" / f"{spec.name}-{digest[:12]}"
 
 
 def _run_of(study: Study, registry: Registry) -> str:

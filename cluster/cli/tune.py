@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
     from cluster.spec import load
     from train import score
     from tune import report
-    from tune.run import finish, sweep
+    from tune.run import ended, finish, sweep
 
     spec = load(file, overrides)
     tasks.trainable(spec)
@@ -48,7 +49,9 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         with journal.stage("data"):
             prepared = stages.prepare(spec, out)
         registry = Registry()
-        with connect.session(progress=out.progress):
+        done = ended(spec, prepared, registry)  # what was swept and judged already needs no Ray
+        known = done is not None and stages.verdict(done[0], prepared, done[1], registry) is not None
+        with contextlib.nullcontext() if known else connect.session(progress=out.progress):
             with journal.stage("tune"):
                 swept = sweep(spec, prepared, registry=registry, progress=out.progress, say=out.say)
             failed, version = None, None
