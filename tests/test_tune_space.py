@@ -135,7 +135,7 @@ def test_the_tune_section_decides_no_training_run(tmp_path: Path) -> None:
 
 
 def test_as_many_trials_at_once_as_there_are_cores_for() -> None:
-    from tune.run import at_once
+    from tune.tuner import at_once
 
     def spec(workers: int, most: int | None = None) -> Spec:
         return parse(FILE, [f"train.workers={workers}", f"tune.max_concurrent={json.dumps(most)}",
