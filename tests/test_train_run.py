@@ -132,6 +132,14 @@ def test_a_run_is_registered_whole(world: Any, unbroken: Any) -> None:
 
 
 @slow
+def test_no_process_is_started_to_ask_for_nodes(world: Any, unbroken: Any) -> None:
+    import ray
+
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    assert not [row for row in named if "autoscaling" in row["name"].lower()]
+
+
+@slow
 def test_the_same_again_is_found_not_trained(world: Any, unbroken: Any) -> None:
     from train.run import finished, key
 

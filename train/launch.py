@@ -1,7 +1,7 @@
 """Ray Train v2 around our loop: workers, their failures, and a driver that reads along and can be interrupted.
 
-Ray 2.60 is taken as it is, with four names of its inside (TrainController, ControllerError, CheckpointManager, the
-poll callback): its public `fit` turns Ctrl-C into an exit without an exception, and retries faults of the input.
+Ray 2.60 is taken as it is, with names of its inside, here and in train/controller.py: its public `fit` turns Ctrl-C
+into an exit without an exception, and retries faults of the input.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from ray.exceptions import RayError
 from ray.train import BackendConfig, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.callbacks.preemption_callback import PreemptionCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.report_config import CheckpointConsistencyMode, CheckpointUploadMode
@@ -33,11 +30,10 @@ from ray.train.v2.api.report_config import CheckpointConsistencyMode, Checkpoint
 from cluster import tasks
 from cluster.errors import ClusterGone, InputError, RunFailed, ShoalError
 from cluster.spec import Spec
+from train.controller import Controller, FaultsOfTheInput, NoDatasets
 from train.events import Events
 from train.job import Job
 
-# How often the controller asks the workers whether they are done: Ray's 2 s would be a tenth of a short run.
-_POLL_SECONDS = 0.5
 # A cluster that does not answer for so long is gone.
 _GONE_SECONDS = 8.0
 
@@ -59,7 +55,7 @@ def launch(job: Job, watch: Callable[[], None]) -> dict[str, float]:
         checkpoint_config=CheckpointConfig(
             num_to_keep=2, checkpoint_score_attribute="judged", checkpoint_score_order="min"
         ),
-        callbacks=cast(Any, [_FaultsOfTheInput()]),
+        callbacks=cast(Any, [FaultsOfTheInput()]),
     )
     _forget_what_is_broken(job.folder, run)
     trainer = _Trainer(
@@ -177,7 +173,7 @@ class _Trainer(DataParallelTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = ray.get_runtime_context()
-        actor = cast(Any, ray.remote)(_Controller)
+        actor = cast(Any, ray.remote)(Controller)
         # Without an environment of its own it moves into a process that Ray has ready: a second sooner, on two cores.
         place = {"num_cpus": 0, "label_selector": {"ray.io/node-id": here.get_node_id()}}
         controller = actor.options(**place).remote(**arguments)
@@ -204,37 +200,7 @@ class _Trainer(DataParallelTrainer):
         # controller that crashed goes with the driver as well.
         spare = (PlacementGroupCleanerCallback, DatasetsCallback)
         ours = [callback for callback in super()._create_default_callbacks() if not isinstance(callback, spare)]
-        return [*ours, _NoDatasets()]
-
-
-class _Controller(TrainController):
-    """Ray's controller, in a hurry, and on one node without the process that watches for nodes being taken away."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._health_check_interval_s = _POLL_SECONDS
-        if len(ray.nodes()) == 1:
-            callbacks = self._worker_group_callbacks_to_propagate
-            self._worker_group_callbacks_to_propagate = [c for c in callbacks if not isinstance(c, PreemptionCallback)]
-
-
-class _NoDatasets(WorkerGroupCallback):
-    """The place in a worker's context where Ray's datasets would come from, left empty."""
-
-    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        return {"dataset_shard_provider": [None] * len(workers)}
-
-
-class _FaultsOfTheInput(WorkerGroupCallback):
-    """Ends a run at once where a worker raised a ShoalError: it would fail again with the next worker.
-
-    Raised in the controller, an error is not Ray's to retry, and it reaches the driver whole.
-    """
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        for error in worker_group_status.errors.values():
-            if isinstance(error, ShoalError):
-                raise error
+        return [*ours, NoDatasets()]
 
 
 def _backend(spec: Spec) -> BackendConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 
 _USAGE = b'"usage":'
+_NULLS = (b'"usage":null', b'"usage": null')  # an event that has none yet, as OpenAI's own streams say
 BYTES_A_TOKEN = 4
 HELD_BYTES = 1 << 20
 
@@ -70,7 +71,7 @@ class Stream:
             self._rest, data = data[end:], data[:end]
         else:
             self._rest = b""
-        if _USAGE in data:
+        if _USAGE in data and data.count(_USAGE) > sum(map(data.count, _NULLS)):
             return self._looked_through(data)
         if isinstance(self._usage, int):
             self._usage += data.count(b"\n\n")
