@@ -21,7 +21,7 @@ endif
 help:
 	@echo "make demo       fine-tune, evaluate, register, serve and ask a real model; then stop cleanly"
 	@echo "make demo-llm   the same for a chat model: LoRA under ZeRO-2, vLLM, Prometheus, Kubernetes manifests"
-	@echo "make test       every test (35 minutes at most on 2 cores); make test-fast: 3 minutes"
+	@echo "make test       every test (40 minutes on 2 fast cores, 70 on slow ones); make test-fast: 3 minutes"
 	@echo "make check      format, lint, types, import contracts; make fix: mend what can be mended"
 	@echo "make setup      only build .venv from the lock; make lock: resolve the lock anew"
 
