@@ -36,7 +36,9 @@ class OtherRay:
         self.scratch = Path(tempfile.mkdtemp(prefix="other-ray-", dir="/tmp"))
         self.gcs, self.dashboard, self.http, *rest = ports.pick(9)
         self.url = f"http://127.0.0.1:{self.dashboard}"
-        (self.home / "cluster.yaml").write_text(f"http: {{host: 127.0.0.1, port: {self.http}}}\n")
+        # One gateway: two may come to two nodes, and both of these are on one machine, whose port one HAProxy can have.
+        http = f"{{host: 127.0.0.1, port: {self.http}, gateways: 1}}"
+        (self.home / "cluster.yaml").write_text(f"http: {http}\n")
         self.env = outside(self.token_file)
         inside = {
             **self.env,
