@@ -317,7 +317,9 @@ def test_the_command_line_and_the_registry(cluster, served):
     assert shown["version"] == "models:/flowers/1"
     told = until(lambda: _counted(shoal("rollout", "status", "flowers")["rollouts"]["flowers"]))
     assert told["new"]["requests"] + told["old"]["requests"] == 8
-    assert "roll-out  flowers: models:/flowers/2 canary 50 %, " in here.shoal("status", folder=home, home=home).stdout
+    status = here.shoal("status", folder=home, home=home)
+    assert status.returncode == 0
+    assert "roll-out  flowers: models:/flowers/2 canary 50 %, " in status.stdout
 
     ended = shoal("rollout", "promote", "flowers")
     assert (ended["state"], ended["version"]) == ("promoted", "models:/flowers/2")

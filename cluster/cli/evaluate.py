@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import click
@@ -25,7 +24,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
       shoal evaluate reviews.yaml
       shoal evaluate reviews.yaml 'evaluate.gate={f1: 0.9}'
     """
-    from cluster import connect, tasks
+    from cluster import tasks
     from cluster.cli import stages
     from cluster.errors import NotFound
     from cluster.registry import Registry
@@ -43,7 +42,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         if trained is None:
             raise NotFound(f"{file}: no finished run of this data, spec and code; `shoal train {file}` makes one")
         done = stages.verdict(spec, prepared, trained, registry)
-        with contextlib.nullcontext() if done else connect.session(progress=out.progress):
+        with stages.session(out, done=done is not None):
             version = stages.evaluate(spec, prepared, trained, registry, out, journal)
         metrics = stages.judged(registry.run(trained.run_id).metrics)
         told = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())

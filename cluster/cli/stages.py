@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,13 @@ def only_one(name: str) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def session(out: Output, *, done: bool) -> AbstractContextManager[object]:
+    """The Ray to work on; none is started where all is `done` already, and only told of again."""
+    from cluster import connect
+
+    return contextlib.nullcontext() if done else connect.session(progress=out.progress)
 
 
 @contextmanager

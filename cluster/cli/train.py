@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 
 import click
@@ -25,7 +24,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
       shoal train reviews.yaml
       shoal train reviews.yaml train.epochs=1 train.learning_rate=1e-4
     """
-    from cluster import connect, tasks
+    from cluster import tasks
     from cluster.cli import stages
     from cluster.registry import Registry
     from cluster.spec import load
@@ -39,7 +38,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
             prepared = stages.prepare(spec, out)
         registry = Registry()
         done = run.finished(spec, prepared, registry)  # what is there already needs no Ray
-        with contextlib.nullcontext() if done else connect.session(progress=out.progress):
+        with stages.session(out, done=done is not None):
             trained = stages.train(spec, prepared, registry, out, journal)
         result = {
             "name": spec.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
       shoal tune reviews.yaml tune.trials=8 train.epochs=1
       shoal tune reviews.yaml 'tune.space={train.learning_rate: {loguniform: [1e-6, 1e-3]}}'
     """
-    from cluster import connect, tasks
+    from cluster import tasks
     from cluster.cli import stages
     from cluster.errors import GateNotMet
     from cluster.registry import Registry
@@ -51,7 +50,7 @@ def command(file: str, overrides: Sequence[str], as_json: bool) -> None:
         registry = Registry()
         done = ended(spec, prepared, registry)  # what was swept and judged already needs no Ray
         known = done is not None and stages.verdict(done[0], prepared, done[1], registry) is not None
-        with contextlib.nullcontext() if known else connect.session(progress=out.progress):
+        with stages.session(out, done=known):
             with journal.stage("tune"):
                 swept = sweep(spec, prepared, registry=registry, progress=out.progress, say=out.say)
             failed, version = None, None

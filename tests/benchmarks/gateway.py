@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from cluster import ports
 from cluster.bench import bodies, machine, sides, summary, turns
 from cluster.bench.connection import Address
 from cluster.bench.turns import Load, Side
@@ -163,11 +164,7 @@ def _replica_only(replica: dict[str, Any]) -> machine.Processes:
 
 
 def _fastapi(stack: ExitStack) -> tuple[str, machine.Processes]:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = ports.pick(1)
     child = subprocess.Popen([sys.executable, str(Path(__file__).with_name("noop.py")), str(port)])
     stack.callback(child.wait)
     stack.callback(child.kill)

@@ -24,6 +24,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from cluster import ports
+
 Way = Callable[[int], Awaitable[None]]
 
 
@@ -128,9 +130,7 @@ def _redis() -> tuple[subprocess.Popen[bytes] | None, int]:
     program = shutil.which("redis-server")
     if program is None:
         return None, 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = ports.pick(1)
     words = ["--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server = subprocess.Popen([program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(100):

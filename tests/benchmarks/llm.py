@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import httpx
 import psutil
 
+from cluster import ports
 from cluster.bench import bodies, compare, machine, sides, summary, turns
 from cluster.bench.turns import Load, Side
 
@@ -143,7 +143,7 @@ def _shoal(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> Side:
 
 def _bare(arguments: argparse.Namespace, stack: ExitStack, work: Path, *, lora: bool) -> Side:
     """vLLM's own server, as its documents start it, but for the keys that Shoal gives its engine as well."""
-    port = _port()
+    [port] = ports.pick(1)
     options = ["--max-model-len", str(LENGTH), "--max-num-seqs", str(SEQUENCES), "--enforce-eager"]
     options += ["--kv-cache-memory-bytes", str(CACHE_GB << 30), "--disable-uvicorn-access-log"]
     options += ["--enable-lora", "--max-loras", "4", "--max-lora-rank", "16"] if lora else []
@@ -156,7 +156,7 @@ def _bare(arguments: argparse.Namespace, stack: ExitStack, work: Path, *, lora: 
 
 def _ray(arguments: argparse.Namespace, stack: ExitStack, work: Path) -> Side:
     """Ray's own ingress for language models, as it comes."""
-    port, folder = _port(), arguments.folder
+    [port], folder = ports.pick(1), arguments.folder
     code = f"""
 import time, ray
 from ray import serve
@@ -177,12 +177,6 @@ while True: time.sleep(60)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_SERVE_")}
     tree = _child([sys.executable, "-c", code], environment, work / f"{port}.log", stack)
     return _ready("ray.serve.llm", port, arguments, tree, work / f"{port}.log")
-
-
-def _port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _child(

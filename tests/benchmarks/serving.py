@@ -19,7 +19,6 @@ import json
 import math
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,8 @@ from typing import Any
 
 import aiohttp
 import psutil
+
+from cluster import ports
 
 TEXT = "the quick brown fox jumps over it"
 BATCH, WAIT_S = 32, 0.005
@@ -211,9 +212,7 @@ def _shoal(folder: Path, work: Path, dtype: str, stack: ExitStack) -> Server:
 
 
 def _child(kind: str, folder: Path, dtype: str, stack: ExitStack) -> Server:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = ports.pick(1)
     child = subprocess.Popen(
         [
             sys.executable,
